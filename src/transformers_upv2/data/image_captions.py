@@ -1,0 +1,67 @@
+"""Read images with captions in COCO's captions JSON format, for captioning and retrieval.
+
+Format: https://cocodataset.org/#format-data.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+from torch.utils.data import Dataset
+
+from transformers_upv2.data.coco_detection import index_by_id, read_json
+from transformers_upv2.data.examples import CaptionExample, DataError, load_image, require_keys
+
+
+class ImageCaptions(Dataset[CaptionExample]):
+    """Images with one or more captions each, from a COCO captions JSON file.
+
+    Attributes:
+        annotation_file: The JSON file.
+        num_skipped: How many images of the file have no caption; they are left out.
+    """
+
+    def __init__(self, annotation_file: str | Path, image_folder: str | Path):
+        """Read and check the annotation file.
+
+        Args:
+            annotation_file: A COCO captions JSON file.
+            image_folder: Where relative ``file_name`` entries start; absolute ones ignore it.
+
+        Raises:
+            DataError: If the file is missing or malformed; the message names file and field.
+        """
+        self.annotation_file, self.image_folder = Path(annotation_file), Path(image_folder)
+        content = read_json(self.annotation_file)
+        require_keys(content, ("images", "annotations"), str(self.annotation_file))
+        images = index_by_id(content["images"], ("file_name",), f"{self.annotation_file}: images")
+
+        self._captions: dict[int, list[str]] = defaultdict(list)
+        for number, annotation in enumerate(content["annotations"]):
+            where = f"{self.annotation_file}: annotations[{number}]"
+            require_keys(annotation, ("image_id", "caption"), where)
+            if annotation["image_id"] not in images:
+                raise DataError(
+                    f"{where}: `image_id` must be the id of an image in the file, got {annotation['image_id']!r}."
+                )
+            caption = annotation["caption"]
+            if not isinstance(caption, str) or not caption.strip():
+                raise DataError(f"{where}: `caption` must be a text with words, got {caption!r}.")
+            self._captions[annotation["image_id"]].append(caption.strip())
+        self._images = [image for id_, image in images.items() if id_ in self._captions]
+        self.num_skipped = len(images) - len(self._images)
+        if not self._images:
+            raise DataError(
+                f"{self.annotation_file}: `annotations` must caption at least one image, "
+                f"got none for {len(images)} images."
+            )
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> CaptionExample:
+        entry = self._images[index]
+        return {
+            "image": load_image(self.image_folder / entry["file_name"]),
+            "image_id": entry["id"],
+            "captions": list(self._captions[entry["id"]]),
+        }

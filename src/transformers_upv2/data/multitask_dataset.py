@@ -1,0 +1,142 @@
+"""The examples of one training task: keyed randomness, replaced bad samples, weighted mixtures."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from transformers_upv2.data.examples import DataError
+
+REPLACEMENT = crc32(b"replacement")  # keeps the choice of replacements apart from the draws
+Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+
+
+def task_generator(seed: int, task: str, *key: int) -> np.random.Generator:
+    """Return the generator of one purpose, a pure function of (seed, task, key)."""
+    return np.random.default_rng([seed, crc32(task.encode()), *key])
+
+
+class WeightedConcat(Dataset[dict[str, Any]]):
+    """Several datasets of one task as one, from which draws are taken by weight.
+
+    As a sequence it is all datasets in a row. ``index_of_draw`` says which example a draw takes.
+    """
+
+    def __init__(self, datasets: Sequence[Any], weights: Sequence[float] | None = None):
+        """Join the datasets.
+
+        Args:
+            datasets: Map-style datasets that are not empty.
+            weights: Share of each in the draws, up to a common factor. Not stated in the paper,
+                chosen here: by default the square root of its size, between equal shares and
+                shares by size.
+        """
+        self.datasets = list(datasets)
+        sizes = [len(dataset) for dataset in self.datasets]
+        if not sizes or min(sizes) == 0:
+            raise ValueError(f"`datasets` must be one or more, none empty, got sizes {sizes}.")
+        shares = np.sqrt(sizes) if weights is None else np.asarray(weights, dtype=np.float64)
+        if shares.shape != (len(sizes),) or not (shares > 0).all():
+            raise ValueError(f"`weights` must be {len(sizes)} positive numbers, one a dataset, got {weights}.")
+        self.shares = shares / shares.sum()
+        self._ends = np.cumsum(sizes)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"`index` must be in [0, {len(self)}), got {index}.")
+        member = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[member]) - len(self.datasets[member])
+        return self.datasets[member][index - start]
+
+    def index_of_draw(self, rng: np.random.Generator) -> int:
+        """Choose a dataset by weight, then one of its examples; return its index in the row."""
+        member = int(rng.choice(len(self.datasets), p=self.shares))
+        size = len(self.datasets[member])
+        return int(self._ends[member]) - size + int(rng.integers(size))
+
+
+class TaskDataset(Dataset[dict[str, Any]]):
+    """The examples of one task, transformed, with every random choice keyed.
+
+    Indexed by ``(index, draw)``: which example, and the how-manieth draw of the task it is. A plain
+    index counts as its own draw. Over a ``WeightedConcat`` the draw alone decides which example.
+    Example and augmentation are pure functions of seed, task, index and draw, whatever process
+    loads them, and thus the same after a resume.
+
+    An example that cannot be loaded (``DataError``) is replaced by another of the same task, chosen
+    by seed, task and index. Each example lists under ``"replaced"`` what it stands for, since
+    this object is copied into each worker process, and under ``"rng_seed"`` an integer for later
+    random choices (caption, masked words).
+
+    Attributes:
+        bad_samples: (index, reason) of each bad sample that this process met.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        task: str,
+        seed: int,
+        transform: Transform | None = None,
+        max_bad_samples: int = 100,
+    ):
+        """Wrap a dataset.
+
+        Args:
+            dataset: A map-style dataset of the task's examples.
+            task: Name of the task; with the seed it keys all randomness.
+            seed: The run's data seed.
+            transform: Called as ``transform(example, rng)``.
+            max_bad_samples: With more bad samples than this, loading stops with the list.
+        """
+        if len(dataset) == 0:
+            raise ValueError(f"`dataset` of task '{task}' must not be empty.")
+        self.dataset, self.task, self.seed = dataset, task, seed
+        self.transform, self.max_bad_samples = transform, max_bad_samples
+        self._bad: dict[int, str] = {}
+
+    @property
+    def bad_samples(self) -> list[tuple[int, str]]:
+        """(index, reason) of each bad sample that this process met."""
+        return list(self._bad.items())
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
+        index, draw = key if isinstance(key, tuple) else (key, key)
+        rng = task_generator(self.seed, self.task, draw)
+        if isinstance(self.dataset, WeightedConcat):
+            index = self.dataset.index_of_draw(rng)
+        example, replaced = self._load_good(index)
+        rng_seed = int(rng.integers(2**63))
+        if self.transform is not None:
+            example = self.transform(example, rng)
+        return {**example, "rng_seed": rng_seed, "replaced": replaced}
+
+    def _load_good(self, index: int) -> tuple[dict[str, Any], list[tuple[int, str]]]:
+        """Return the example or its replacement, and the bad samples that it stands for."""
+        replaced: list[tuple[int, str]] = []
+        rng = task_generator(self.seed, self.task, index, REPLACEMENT)
+        while True:
+            try:
+                return dict(self.dataset[index]), replaced
+            except DataError as error:
+                self._note_bad(index, str(error))
+                replaced.append((index, str(error)))
+                index = int(rng.integers(len(self.dataset)))
+
+    def _note_bad(self, index: int, reason: str) -> None:
+        self._bad[index] = reason
+        if len(self._bad) > min(self.max_bad_samples, len(self.dataset) - 1):
+            listing = "\n".join(f"  {number}: {why}" for number, why in self._bad.items())
+            raise DataError(
+                f"Task '{self.task}' must have at most `max_bad_samples`={self.max_bad_samples} "
+                f"bad samples of {len(self.dataset)}, got {len(self._bad)}. Mend the data or raise "
+                f"the limit:\n{listing}"
+            )

@@ -1,0 +1,1 @@
+"""Evaluators with the field's own metrics, baselines and reports."""

@@ -1,0 +1,215 @@
+"""Box and mask AP, counted by pycocotools from the reader's own annotation file."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from transformers_upv2.evaluation.evaluator import (
+    TaskEvaluator,
+    check_class_names,
+    image_inputs,
+    iterate_batches,
+    prediction_mode,
+)
+from transformers_upv2.model.modeling_tasks_upv2 import (
+    UniPerceiverV2ForInstanceSegmentation,
+    UniPerceiverV2TaskModel,
+)
+
+CocoResult = dict[str, Any]
+
+STAT_NAMES = (
+    "ap",
+    "ap50",
+    "ap75",
+    "ap_small",
+    "ap_medium",
+    "ap_large",
+    "ar1",
+    "ar10",
+    "ar100",
+    "ar_small",
+    "ar_medium",
+    "ar_large",
+)
+"""Our names of the twelve COCO numbers, in pycocotools' order."""
+
+
+@dataclass(frozen=True)
+class DetectionPredictions:
+    """Detections in COCO's result format, with the category ids of the annotation file.
+
+    Attributes:
+        annotation_file: The file that they are compared with.
+        image_ids: The images that were asked about.
+        boxes: Results with ``bbox``.
+        masks: Results with ``segmentation``, or ``None`` if there are no masks to compare.
+    """
+
+    annotation_file: Path
+    image_ids: Sequence[int]
+    boxes: Sequence[CocoResult]
+    masks: Sequence[CocoResult] | None = None
+
+
+@dataclass
+class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
+    """The twelve COCO numbers for boxes, and for masks unless `with_masks` is off.
+
+    Inputs: examples with ``image`` and ``image_id``, a dataset with ``class_names``,
+    ``category_ids`` and ``annotation_file``.
+    Boxes and masks come from the image processor's post-processing: what a user gets is measured.
+    Their scores differ, since a mask's score contains how sure the mask is.
+
+    Attributes:
+        with_masks: Whether masks are evaluated; needs masks in the annotation file.
+        top_k: Number of (proposal, class) pairs kept of each image; COCO counts 100.
+    """
+
+    task_class: type[UniPerceiverV2TaskModel] | None = UniPerceiverV2ForInstanceSegmentation
+    with_masks: bool = True
+    top_k: int = 100
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        dataset: Dataset,
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> DetectionPredictions:
+        """Detect the objects of every image."""
+        view = self.view(model)
+        check_class_names(view, dataset)
+        read = processor.image_processor
+        image_ids: list[int] = []
+        boxes: list[CocoResult] = []
+        masks: list[CocoResult] = []
+        with prediction_mode(view):
+            for examples in iterate_batches(dataset, batch_size, "detection", progress):
+                outputs = view(**image_inputs(processor, examples, view))
+                sizes = [example["image"].size[::-1] for example in examples]
+                ids = [example["image_id"] for example in examples]
+                options = {"threshold": 0.0, "target_sizes": sizes, "top_k": self.top_k}
+                found = read.post_process_object_detection(outputs, **options)
+                boxes += write_results(ids, found, dataset.category_ids, write_boxes)
+                if self.with_masks:
+                    found = read.post_process_instances(outputs, **options)
+                    masks += write_results(ids, found, dataset.category_ids, write_masks)
+                image_ids += ids
+        return DetectionPredictions(dataset.annotation_file, image_ids, boxes, masks if self.with_masks else None)
+
+    def score(self, predictions: DetectionPredictions) -> dict[str, float]:
+        """Return ``box_ap``, ``box_ap50``, ... and the same with ``mask_``.
+
+        As in pycocotools, -1 stands for a number that the annotations do not define, such as
+        ``box_ap_large`` without large objects.
+        """
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(predictions.annotation_file))
+        image_ids = predictions.image_ids
+        metrics = score_results(truth, predictions.boxes, image_ids, "bbox")
+        if predictions.masks is not None:
+            metrics |= score_results(truth, predictions.masks, image_ids, "segm")
+        return metrics
+
+
+def write_results(
+    image_ids: Sequence[int],
+    found: Iterable[Mapping[str, Tensor]],
+    category_ids: Sequence[int],
+    write_places: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]],
+) -> list[CocoResult]:
+    """Write detections in COCO's result format.
+
+    Args:
+        image_ids: Id of each image in the annotation file.
+        found: What post-processing gives for each image: ``scores`` and ``labels`` ``(n,)`` and
+            ``boxes`` or ``masks``.
+        category_ids: The file's category id of each label.
+        write_places: Turns the boxes or masks of one image into ``n`` dicts.
+    """
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "score": score, **place}
+        for image_id, image in zip(image_ids, found, strict=True)
+        for label, score, place in zip(
+            image["labels"].tolist(), image["scores"].tolist(), write_places(image), strict=True
+        )
+    ]
+
+
+def write_boxes(image: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Write ``boxes`` ``(n, 4)`` xyxy as (left, top, width, height)."""
+    top_left, bottom_right = image["boxes"].split(2, dim=1)
+    boxes = torch.cat([top_left, bottom_right - top_left], dim=1)
+    return [{"bbox": box} for box in boxes.tolist()]
+
+
+def write_masks(image: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Write ``masks`` ``(n, height, width)`` bool as run lengths."""
+    pixels = image["masks"].permute(1, 2, 0).cpu().numpy()  # (height, width, n)
+    run_lengths = coco_mask.encode(np.asfortranarray(pixels, dtype=np.uint8))
+    return [{"segmentation": mask} for mask in run_lengths]
+
+
+def score_results(
+    truth: COCO, results: Sequence[CocoResult], image_ids: Sequence[int], iou_type: str
+) -> dict[str, float]:
+    """Let pycocotools count.
+
+    Args:
+        truth: The annotations.
+        results: Detections in COCO's result format.
+        image_ids: The images that take part, whether or not anything was found in them.
+        iou_type: ``"bbox"`` or ``"segm"``.
+
+    Returns:
+        The numbers of ``STAT_NAMES`` with the prefix ``box_`` or ``mask_``.
+
+    Raises:
+        ValueError: If annotations of the images have no mask but masks are compared.
+    """
+    image_ids = sorted(set(image_ids))
+    if iou_type == "segm":
+        _check_masks(truth, image_ids)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
+        evaluation = COCOeval(truth, _load_results(truth, results), iou_type)
+        evaluation.params.imgIds = image_ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    prefix = {"bbox": "box", "segm": "mask"}[iou_type]
+    return {f"{prefix}_{name}": float(value) for name, value in zip(STAT_NAMES, evaluation.stats)}
+
+
+def _load_results(truth: COCO, results: Sequence[CocoResult]) -> COCO:
+    if results:
+        return truth.loadRes([dict(result) for result in results])  # it adds keys to its input
+    nothing = COCO()
+    nothing.dataset = {**truth.dataset, "annotations": []}
+    nothing.createIndex()
+    return nothing
+
+
+def _check_masks(truth: COCO, image_ids: Sequence[int]) -> None:
+    for image_id in image_ids:
+        for annotation in truth.imgToAnns[image_id]:
+            if not annotation.get("segmentation"):
+                raise ValueError(
+                    "Mask AP needs a `segmentation` in every annotation, got none in annotation "
+                    f"{annotation['id']} of image {image_id}. Use "
+                    "`DetectionEvaluator(with_masks=False)`."
+                )

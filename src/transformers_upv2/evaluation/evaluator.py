@@ -1,0 +1,169 @@
+"""What an evaluator is, and the few things that all of them do.
+
+An evaluator runs in two steps: `predict` asks the model, `score` computes the metrics from the
+predictions alone. So a baseline is predictions without a model, scored by the same code.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, ProcessorMixin
+
+from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2TaskModel
+
+PredictionsT = TypeVar("PredictionsT")
+
+
+class Evaluator(Protocol):
+    """Anything that turns a model and a dataset into named numbers."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        dataset: Dataset,
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> dict[str, float]:
+        """Return the metrics of `model` on `dataset`, named without the task."""
+
+
+class TaskEvaluator(ABC, Generic[PredictionsT]):
+    """An evaluator that asks the model first and counts afterwards.
+
+    Attributes:
+        task_class: The class through which the model is asked; any of our models is seen through
+            it. ``None`` asks the model as it is, for example one of another library that has the
+            same outputs.
+    """
+
+    task_class: type[UniPerceiverV2TaskModel] | None
+
+    @abstractmethod
+    def predict(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        dataset: Dataset,
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> PredictionsT:
+        """Ask the model about every example, and keep what its answers are compared with."""
+
+    @abstractmethod
+    def score(self, predictions: PredictionsT) -> dict[str, float]:
+        """Compute the metrics, named without the task."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        dataset: Dataset,
+        *,
+        batch_size: int = 16,
+        progress: bool = True,
+    ) -> dict[str, float]:
+        """Predict and score.
+
+        Args:
+            model: Any of the task models.
+            processor: Its processor.
+            dataset: A map-style dataset of plain dicts, as the readers in ``data/`` give.
+            batch_size: Number of examples of one forward pass.
+            progress: Whether a progress bar is shown.
+
+        Returns:
+            The metrics, named without the task.
+        """
+        return self.score(self.predict(model, processor, dataset, batch_size=batch_size, progress=progress))
+
+    def view(self, model: PreTrainedModel) -> Any:
+        """Return `model` as a `task_class` that shares its parameters."""
+        if self.task_class is None or isinstance(model, self.task_class):
+            return model
+        return self.task_class.from_model(model)
+
+
+@contextmanager
+def prediction_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation without gradients, and restore the mode of every module afterwards.
+
+    ``torch.inference_mode`` is avoided: what a model caches under it could not be used when
+    training goes on.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def iterate_batches(
+    dataset: Dataset | Sequence, batch_size: int, description: str, progress: bool
+) -> Iterator[list[Any]]:
+    """Yield the examples of a map-style dataset in order, `batch_size` at a time.
+
+    Raises:
+        ValueError: If the dataset is empty or the batch size is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    num_examples = len(dataset)  # type: ignore[arg-type]
+    if num_examples == 0:
+        raise ValueError("`dataset` must hold at least one example, got 0.")
+    with tqdm(total=num_examples, desc=description, disable=not progress, leave=False) as bar:
+        for start in range(0, num_examples, batch_size):
+            examples = [dataset[i] for i in range(start, min(start + batch_size, num_examples))]
+            yield examples
+            bar.update(len(examples))
+
+
+def image_inputs(
+    processor: ProcessorMixin, examples: Sequence[Mapping[str, Any]], model: nn.Module
+) -> dict[str, Tensor]:
+    """Return ``pixel_values`` and ``pixel_mask`` of the examples' images for `model`."""
+    images = [example["image"] for example in examples]
+    return to_model(processor.image_processor(images=images, return_tensors="pt"), model)
+
+
+def text_inputs(processor: ProcessorMixin, texts: Sequence[str], model: nn.Module) -> dict[str, Tensor]:
+    """Return ``input_ids`` and ``attention_mask`` of the texts for `model`."""
+    inputs = processor.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    return to_model({key: inputs[key] for key in ("input_ids", "attention_mask")}, model)
+
+
+def to_model(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Move a batch to the model's device, and its floats to the model's dtype."""
+    parameter = next(model.parameters())
+    return {
+        key: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+        for key, value in batch.items()
+    }
+
+
+def check_class_names(model: Any, dataset: Dataset) -> list[str]:
+    """Return the names of the dataset's classes after making sure that the model means the same.
+
+    Raises:
+        ValueError: If the model answers with other classes, or in another order.
+    """
+    names = list(dataset.class_names)  # type: ignore[attr-defined]
+    model_names = [model.config.id2label[i] for i in range(len(model.config.id2label))]
+    if names != model_names:
+        raise ValueError(
+            f"`dataset.class_names` must equal the labels of the model, got {len(names)} names "
+            f"{names[:3]}... for {len(model_names)} labels {model_names[:3]}... "
+            "Call `model.set_labels(dataset.class_names, tokenizer)`."
+        )
+    return names

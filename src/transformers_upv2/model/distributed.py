@@ -1,0 +1,44 @@
+"""Gathering features from all processes with their gradients."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes; 1 where torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Index of this process; 0 where torch.distributed is not in use."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(_: object, features: Tensor) -> Tensor:
+        parts = [torch.empty_like(features) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(_: object, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_with_gradient(features: Tensor) -> Tensor:
+    """Concatenate the features of all processes, in the order of their ranks.
+
+    The gradient of a feature is the sum over all processes, so that after the average of data-parallel training the
+    step equals that of one process with the whole batch.
+
+    Args:
+        features: ``(n, ...)``, of the same shape on every process.
+
+    Returns:
+        ``(world_size * n, ...)``.
+    """
+    return features if world_size() == 1 else _GatherWithGradient.apply(features)

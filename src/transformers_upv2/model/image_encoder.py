@@ -1,0 +1,292 @@
+"""The image encoder f_image (Eq. 1): backbone, region proposals, and the tokens made of both.
+
+Not stated in the paper, chosen here: the canvas rule. The proposal network has no padding mask, as in Mask DINO, so
+each image is computed on its own canvas (its size rounded up to the divisor); then neither padding nor the other
+images of a batch change anything. The N proposals with the highest foreground score enter g, in training the
+matched ones first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoBackbone
+
+from .boxes import image_to_canvas_boxes
+from .configuration_upv2 import UniPerceiverV2Config, UniPerceiverV2ProposalConfig
+from .image_encoding import ImageEncoding
+from .image_tokens import GlobalTokens, ProposalTokens
+from .proposal_matcher import ProposalLossSettings
+from .proposal_network import ProposalNetwork, ProposalOutput, ProposalSettings
+
+BACKBONE_STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class ProposalTraining:
+    """What a batch with boxes adds to its encoding.
+
+    Args:
+        terms: Unweighted losses of the proposal network by name.
+        loss: Their weighted sum, scalar.
+        region_labels: True label of each of the N proposals, -1 for background, ``(batch, N)``.
+    """
+
+    terms: dict[str, Tensor]
+    loss: Tensor
+    region_labels: Tensor
+
+
+class ImageEncoder(nn.Module):
+    """Perceives images as general region proposals.
+
+    Args:
+        config: The whole model's config.
+    """
+
+    def __init__(self, config: UniPerceiverV2Config) -> None:
+        super().__init__()
+        self.size_divisor = config.size_divisor
+        self.num_proposals = config.num_proposals
+        self.backbone = AutoBackbone.from_config(config.backbone_config)
+        channels = list(self.backbone.channels)
+        if len(channels) != len(BACKBONE_STRIDES):
+            raise ValueError(
+                f"`backbone_config` must give {len(BACKBONE_STRIDES)} maps at strides {BACKBONE_STRIDES}, got "
+                f"{len(channels)} with {channels} channels. Set its `out_indices` or `out_features`."
+            )
+        self.proposal_network = _proposal_network(channels, config.proposal_config)
+        self.global_tokens = GlobalTokens(channels[-1], config.hidden_size, config.num_attention_pools)
+        self.proposal_tokens = ProposalTokens(
+            config.proposal_config.hidden_size, config.hidden_size, config.pooled_mask_size
+        )
+        self.pooled_type = nn.Parameter(torch.empty(config.hidden_size))
+        self.grid_type = nn.Parameter(torch.empty(config.hidden_size))
+        self.proposal_type = nn.Parameter(torch.empty(config.hidden_size))
+
+    def canvas_size(self, height: int, width: int) -> tuple[int, int]:
+        """Round a size up to the divisor."""
+        divisor = self.size_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+    def forward(self, pixel_values: Tensor, image_sizes: Tensor, *, keep_mask_features: bool = False) -> ImageEncoding:
+        """Perceive each image on its own canvas.
+
+        Args:
+            pixel_values: Images in the top left corner, ``(batch, 3, H, W)``.
+            image_sizes: Real height and width, ``(batch, 2)``.
+            keep_mask_features: Keep what full masks are made of.
+
+        Returns:
+            The encoding, padded to the largest canvas.
+        """
+        canvases = [self.canvas_size(*size) for size in image_sizes.tolist()]
+        groups = {canvas: [] for canvas in canvases}
+        for index, canvas in enumerate(canvases):
+            groups[canvas].append(index)
+        parts = []
+        for canvas, members in groups.items():
+            index = torch.tensor(members, device=pixel_values.device)
+            output, maps = self._propose(pixel_values[index], image_sizes[index], canvas)
+            encoding = self._encode(output, maps, image_sizes[index], canvas)
+            if not keep_mask_features:
+                encoding.mask_features = None
+            parts.append(encoding)
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor([i for members in groups.values() for i in members]).argsort()
+        return _join(parts, self.global_tokens.pools.num_pools)[order.to(pixel_values.device)]
+
+    def forward_training(
+        self, pixel_values: Tensor, image_sizes: Tensor, labels: Sequence[dict[str, Any]] | None
+    ) -> tuple[ImageEncoding, ProposalTraining | None]:
+        """Perceive a batch on one canvas, its padded size, as Mask DINO trains.
+
+        Args:
+            pixel_values: ``(batch, 3, H, W)``.
+            image_sizes: Real height and width, ``(batch, 2)``.
+            labels: Of each image ``class_labels`` ``(n,)``, ``boxes`` ``(n, 4)`` cxcywh of the real image and
+                optionally ``masks`` ``(n, H, W)``; None for batches without boxes.
+
+        Returns:
+            The encoding, and what the boxes add.
+        """
+        canvas = self.canvas_size(*pixel_values.shape[-2:])
+        targets = None if labels is None else self._targets(labels, image_sizes, canvas)
+        output, maps = self._propose(pixel_values, image_sizes, canvas, targets)
+        if targets is None:
+            return self._encode(output, maps, image_sizes, canvas), None
+        terms, matched = self.proposal_network.losses(output, targets)
+        query_labels = torch.full(output.class_logits.shape[:2], -1, device=pixel_values.device)
+        for row, (queries, target), label in zip(query_labels, matched, labels):
+            row[queries] = label["class_labels"].to(row.device)[target]
+        encoding = self._encode(output, maps, image_sizes, canvas, query_labels)
+        chosen = self._chosen(output, query_labels)
+        training = ProposalTraining(
+            terms=terms,
+            loss=self.proposal_network.weighted_sum(terms),
+            region_labels=query_labels.gather(1, chosen),
+        )
+        return encoding, training
+
+    def _targets(
+        self, labels: Sequence[dict[str, Any]], image_sizes: Tensor, canvas: tuple[int, int]
+    ) -> list[dict[str, Tensor]]:
+        targets = []
+        for label, size in zip(labels, image_sizes):
+            classes = label["class_labels"].to(size.device)
+            target = {
+                # a foreground network has one class; Mask DINO's 80 keep theirs
+                "class_labels": classes.clamp(max=self.proposal_network.settings.num_classes - 1),
+                "boxes": image_to_canvas_boxes(label["boxes"].to(size.device).float(), size, canvas),
+            }
+            if "masks" in label:
+                masks = label["masks"].to(size.device)
+                height, width = masks.shape[-2:]
+                target["masks"] = F.pad(masks, (0, canvas[1] - width, 0, canvas[0] - height))
+            targets.append(target)
+        return targets
+
+    def _propose(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor,
+        canvas: tuple[int, int],
+        targets: list[dict[str, Tensor]] | None = None,
+    ) -> tuple[ProposalOutput, Tensor]:
+        pixels = _place(pixel_values, image_sizes, canvas)
+        feature_maps = list(self.backbone(pixels).feature_maps)
+        return self.proposal_network(feature_maps, targets), feature_maps[-1]
+
+    def _chosen(self, output: ProposalOutput, query_labels: Tensor | None = None) -> Tensor:
+        """Indices of the proposals that enter g, best first, ``(batch, N)``."""
+        scores = output.class_logits.amax(dim=-1).float()
+        if query_labels is not None:
+            scores = torch.where(query_labels >= 0, scores + 1e4, scores)
+        return scores.topk(self.num_proposals, dim=1).indices
+
+    def _encode(
+        self,
+        output: ProposalOutput,
+        last_map: Tensor,
+        image_sizes: Tensor,
+        canvas: tuple[int, int],
+        query_labels: Tensor | None = None,
+    ) -> ImageEncoding:
+        chosen = self._chosen(output, query_labels)
+        semantic, boxes, masks, logits = (
+            values.gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
+            for values in (
+                output.semantic,
+                output.boxes,
+                output.mask_embeddings,
+                output.class_logits.amax(dim=-1, keepdim=True),
+            )
+        )
+        pooled_masks = self.proposal_tokens.pool_masks(masks.detach(), output.mask_features.detach())
+        grid_mask = _grid_mask(image_sizes, canvas, last_map)
+        pooled, grid = self.global_tokens(last_map, grid_mask)
+        proposals = self.proposal_tokens(semantic, boxes, pooled_masks)
+        tokens = torch.cat(
+            [pooled + self.pooled_type, grid + self.grid_type, proposals + self.proposal_type],
+            dim=1,
+        )
+        token_mask = torch.cat(
+            [
+                grid_mask.new_ones(pooled.shape[:2]),
+                grid_mask.flatten(1),
+                grid_mask.new_ones(proposals.shape[:2]),
+            ],
+            dim=1,
+        )
+        return ImageEncoding(
+            tokens=tokens,
+            token_mask=token_mask,
+            semantic=semantic,
+            boxes=boxes,
+            objectness_logits=logits.squeeze(-1),
+            mask_embeddings=masks,
+            pooled_masks=pooled_masks,
+            image_sizes=image_sizes,
+            canvas_sizes=torch.tensor(canvas, device=tokens.device).expand_as(image_sizes),
+            mask_features=output.mask_features,
+        )
+
+
+def _proposal_network(channels: Sequence[int], config: UniPerceiverV2ProposalConfig) -> ProposalNetwork:
+    """Translate the config; the network itself knows none."""
+    settings = ProposalSettings(
+        hidden_size=config.hidden_size,
+        num_feature_levels=config.num_feature_levels,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        num_heads=config.num_attention_heads,
+        num_points=config.num_points,
+        encoder_ffn_size=config.encoder_ffn_size,
+        decoder_ffn_size=config.decoder_ffn_size,
+        num_queries=config.num_queries,
+        num_classes=config.num_classes,
+        initial_box=config.initial_box,
+        dn_number=config.dn_number,
+        dn_noise_scale=config.dn_noise_scale,
+    )
+    loss = ProposalLossSettings(
+        class_weight=config.class_weight,
+        bbox_weight=config.bbox_weight,
+        giou_weight=config.giou_weight,
+        mask_weight=config.mask_weight,
+        dice_weight=config.dice_weight,
+        num_points=config.num_loss_points,
+    )
+    return ProposalNetwork(channels, settings, loss)
+
+
+def _place(pixel_values: Tensor, image_sizes: Tensor, canvas: tuple[int, int]) -> Tensor:
+    """Cut or pad a batch to its canvas, with zeros wherever there is no image."""
+    height, width = pixel_values.shape[-2:]
+    pixels = pixel_values[..., : canvas[0], : canvas[1]]
+    pixels = F.pad(pixels, (0, max(0, canvas[1] - width), 0, max(0, canvas[0] - height)))
+    rows = torch.arange(canvas[0], device=pixels.device) < image_sizes[:, :1]
+    columns = torch.arange(canvas[1], device=pixels.device) < image_sizes[:, 1:]
+    real = rows[:, None, :, None] & columns[:, None, None, :]  # (batch, 1, H, W)
+    return pixels.masked_fill(~real, 0.0).contiguous(memory_format=torch.channels_last)
+
+
+def _grid_mask(image_sizes: Tensor, canvas: tuple[int, int], last_map: Tensor) -> Tensor:
+    """True for cells of the last map that show at least one real pixel, ``(batch, H/32, W/32)``."""
+    height, width = last_map.shape[-2:]
+    tops = torch.arange(height, device=last_map.device) * canvas[0] / height
+    lefts = torch.arange(width, device=last_map.device) * canvas[1] / width
+    return (tops < image_sizes[:, :1])[:, :, None] & (lefts < image_sizes[:, 1:])[:, None, :]
+
+
+def _join(parts: Sequence[ImageEncoding], num_pools: int) -> ImageEncoding:
+    """Pad encodings of different canvases to the most grid tokens and the largest map, and stack them."""
+    num_proposals = parts[0].boxes.shape[1]
+    most = max(part.tokens.shape[1] for part in parts)
+    largest = [
+        max(part.mask_features.shape[axis] for part in parts)
+        for axis in (-2, -1)
+        if parts[0].mask_features is not None
+    ]
+    for part in parts:
+        missing = most - part.tokens.shape[1]
+        # behind the grid: pooled tokens, grid, padding, proposals
+        split = part.tokens.shape[1] - num_proposals
+        part.tokens = torch.cat(
+            [
+                F.pad(part.tokens[:, :split], (0, 0, 0, missing)),
+                part.tokens[:, split:],
+            ],
+            dim=1,
+        )
+        part.token_mask = torch.cat(
+            [F.pad(part.token_mask[:, :split], (0, missing)), part.token_mask[:, split:]], dim=1
+        )
+        if part.mask_features is not None:
+            height, width = part.mask_features.shape[-2:]
+            part.mask_features = F.pad(part.mask_features, (0, largest[1] - width, 0, largest[0] - height))
+    return ImageEncoding.cat(parts)

@@ -1,0 +1,95 @@
+"""Whatever a user calls an image, as an upright 8-bit RGB array with at least one pixel.
+
+Not stated in the paper, chosen here: 16-bit values map linearly to 8 bits, and transparency is
+composed onto white, as transformers does.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers.image_transforms import convert_to_rgb
+from transformers.image_utils import load_image
+
+SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
+
+
+def open_image(source: str | Path) -> Image.Image:
+    """Read an image from a file, a URL or a base64 string.
+
+    Args:
+        source: Where the image is.
+
+    Returns:
+        The upright RGB image.
+
+    Raises:
+        ValueError: If there is no image, it is broken, or has so many pixels that it may be a bomb.
+    """
+    if not os.path.isfile(source):  # Path.is_file raises on a long base64 string
+        return load_image(str(source))
+    try:
+        image = Image.open(source)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"The file '{source}' cannot be opened as an image: {error}") from error
+    with image:
+        return Image.fromarray(pil_to_rgb(image))
+
+
+def pil_to_rgb(image: Image.Image) -> np.ndarray:
+    """Convert an image of any mode to RGB, upright by its EXIF orientation.
+
+    Args:
+        image: A PIL image, its pixels may still have to be read from its file.
+
+    Returns:
+        ``(height, width, 3)`` uint8.
+
+    Raises:
+        ValueError: If the image is empty or broken or its mode has no defined range.
+    """
+    name = f"'{image.filename}'" if getattr(image, "filename", "") else f"of mode '{image.mode}'"
+    if 0 in image.size:
+        raise ValueError(f"An image must have at least one pixel, got a size of {image.size}.")
+    if image.mode == "F":
+        raise ValueError(
+            f"The image {name} holds floating point values without a defined range. "
+            "Scale it to 0..255 and convert it to mode 'L' or 'RGB'."
+        )
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            gray = np.asarray(image).clip(0, 65535).astype(np.uint16)
+            return np.repeat(to_eight_bits(gray)[..., None], 3, axis=-1)
+        return convert_to_rgb(image, return_numpy=True)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"The image {name} cannot be decoded: {error}") from error
+
+
+def to_eight_bits(array: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """Bring 16-bit integers and booleans to the range 0..255 that the rescaling expects.
+
+    Args:
+        array: Pixels of any shape. Other types are taken as 0..255 already.
+
+    Returns:
+        The pixels; uint8 if they had to change.
+
+    Raises:
+        ValueError: If floating point values are not finite.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(array)) if _is_numpy(array) else array
+    if values.dtype == torch.bool:
+        values = values.to(torch.uint8) * 255
+    elif values.dtype == torch.uint16:
+        values = (values.to(torch.float32) / SIXTEEN_TO_EIGHT_BITS).round().to(torch.uint8)
+    elif values.is_floating_point() and not torch.isfinite(values).all():
+        raise ValueError("`images` must hold finite numbers, got NaN or infinity.")
+    return values.numpy() if _is_numpy(array) else values
+
+
+def _is_numpy(array: np.ndarray | Tensor) -> bool:
+    return isinstance(array, np.ndarray)

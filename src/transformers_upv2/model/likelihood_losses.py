@@ -1,0 +1,145 @@
+"""The tasks' losses: each is -log P(x, y) / Σ P(x, z) over the task's candidates (Eq. 7).
+
+Not stated in the paper, chosen here: label smoothing of classification and retrieval (inherited from Uni-Perceiver);
+a focal loss per label for the classes of proposals, so that a label's score does not depend on the other labels.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from .distributed import gather_with_gradient, rank, world_size
+
+FOCAL_ALPHA = 0.25
+FOCAL_GAMMA = 2.0
+
+
+def label_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy over class names.
+
+    Args:
+        logits: ``(batch, labels)``.
+        labels: Index of the true label, ``(batch,)``.
+        label_smoothing: Share of the target that is spread over all labels.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: If a label is not one of the candidates.
+    """
+    if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[-1]:
+        raise ValueError(
+            f"`labels` must be in [0, {logits.shape[-1]}), got values from {int(labels.min())} to "
+            f"{int(labels.max())}. Check that the data set and the label set have the same classes."
+        )
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+
+def sigmoid_focal(logits: Tensor, targets: Tensor) -> Tensor:
+    """Focal loss of every entry, ``alpha = 0.25``, ``gamma = 2``; both arguments of one shape."""
+    probs = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    true_probs = probs * targets + (1 - probs) * (1 - targets)
+    alpha = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
+    return alpha * cross_entropy * (1 - true_probs) ** FOCAL_GAMMA
+
+
+def region_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Focal loss of every label for every proposal, per matched proposal.
+
+    Args:
+        logits: ``(batch, N, labels)``.
+        labels: Index of each proposal's true label, -1 for background, ``(batch, N)``.
+
+    Returns:
+        Scalar.
+    """
+    targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float() * (labels >= 0)[..., None]
+    return sigmoid_focal(logits.float(), targets).sum() / _mean_over_ranks((labels >= 0).sum())
+
+
+def region_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Eq. 7 to the letter: cross-entropy over class names on the matched proposals.
+
+    Args:
+        logits: ``(batch, N, labels)``.
+        labels: Index of each proposal's true label, -1 for background, ``(batch, N)``.
+
+    Returns:
+        Scalar.
+    """
+    matched = labels >= 0
+    total = F.cross_entropy(logits[matched].float(), labels[matched], reduction="sum")
+    return total / _mean_over_ranks(matched.sum())
+
+
+def pair_loss(
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, label_smoothing: float
+) -> Tensor:
+    """Symmetric contrastive loss over the pairs of all processes.
+
+    Args:
+        image_embeds: Unit vectors, ``(batch, D)``.
+        text_embeds: Unit vectors of the images' captions, ``(batch, D)``.
+        logit_scale: 1/τ, scalar.
+        label_smoothing: Share of the target that is spread over all pairs.
+
+    Returns:
+        Scalar, the same on every process.
+    """
+    images = gather_with_gradient(image_embeds).float()
+    texts = gather_with_gradient(text_embeds).float()
+    logits = logit_scale * images @ texts.T  # (pairs, pairs)
+    labels = torch.arange(len(logits), device=logits.device)
+    return 0.5 * (
+        F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        + F.cross_entropy(logits.T, labels, label_smoothing=label_smoothing)
+    )
+
+
+def encode_sharded(candidate_ids: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Encode a share of the candidates on each process and gather them with their gradient.
+
+    Args:
+        candidate_ids: Token ids, the same on every process, ``(candidates,)``.
+        encode: Maps token ids ``(n,)`` to unit vectors ``(n, D)``.
+
+    Returns:
+        ``(candidates, D)``.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return encode(candidate_ids)
+    share = -(-len(candidate_ids) // ranks)
+    padded = F.pad(candidate_ids, (0, share * ranks - len(candidate_ids)), value=candidate_ids[0])
+    own = padded[rank() * share : (rank() + 1) * share]
+    return gather_with_gradient(encode(own))[: len(candidate_ids)]
+
+
+def vocabulary_loss(logits: Tensor, candidate_ids: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over the words of the vocabulary.
+
+    Args:
+        logits: ``(asked, candidates)``.
+        candidate_ids: Token id of each candidate, ascending, ``(candidates,)``.
+        labels: Token id of each answer, ``(asked,)``; each is one of the candidates.
+
+    Returns:
+        Scalar; 0 if nothing was asked.
+    """
+    targets = torch.searchsorted(candidate_ids, labels)
+    total = F.cross_entropy(logits.float(), targets, reduction="sum")
+    return total / _mean_over_ranks(torch.tensor(len(labels), device=logits.device))
+
+
+def _mean_over_ranks(count: Tensor) -> Tensor:
+    """Average of a count over all processes, at least one; losses are averaged over processes later."""
+    count = count.float()
+    if world_size() > 1:
+        dist.all_reduce(count)
+        count = count / world_size()
+    return count.clamp(min=1.0)

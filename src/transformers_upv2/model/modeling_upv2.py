@@ -1,0 +1,488 @@
+"""The base model: perceive images, encode texts, decode both with g, compare with candidates.
+
+Reference: Uni-Perceiver v2 (https://arxiv.org/abs/2211.09808), sections 3 and 4.
+"""
+
+import os
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+
+from .attention import additive_mask
+from .candidates import (
+    CandidateCache,
+    average_variants,
+    freeze_ids,
+    pad_ids,
+    weights_fingerprint,
+)
+from .caption_layout import CaptionLayout
+from .conditional_moe import ExpertLinear, TokenGroup
+from .configuration_upv2 import UniPerceiverV2Config
+from .image_encoder import ImageEncoder
+from .image_encoding import ImageEncoding
+from .image_tokens import AttentionPools
+from .likelihood import Likelihood
+from .outputs import UniPerceiverV2ModelOutput
+from .tasks import TASKS
+from .text_encoder import TextEncoder
+from .unified_decoder import UnifiedDecoder
+
+CANDIDATE_CHUNK = 1024
+"""Candidates that are encoded in one pass."""
+
+
+class UniPerceiverV2PreTrainedModel(PreTrainedModel):
+    """What all classes share with transformers: config, initialisation, attention."""
+
+    config: UniPerceiverV2Config
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules: ClassVar[list[str]] = [
+        "UnifiedDecoderLayer",
+        "ProposalEncoderLayer",
+        "ProposalDecoderLayer",
+        "RobertaLayer",
+    ]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, ExpertLinear | AttentionPools):
+            module.reset_parameters(std)
+        elif isinstance(module, ImageEncoder):
+            for parameter in (module.pooled_type, module.grid_type, module.proposal_type):
+                init.normal_(parameter, std=std)
+        elif isinstance(module, UniPerceiverV2Model):
+            init.normal_(module.spe_token, std=std)
+            init.normal_(module.text_type, std=std)
+        elif type(module).__module__.startswith(_PACKAGE) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+
+_PACKAGE = __name__.rpartition(".")[0] + "."
+
+
+class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
+    """Uni-Perceiver v2 without a question: f, g, and the likelihood.
+
+    Example:
+        ```python
+        encoding = model.encode_image(**processor(images=image, return_tensors="pt"))
+        embeddings = model.decode_image(encoding, "image")[:, 0]
+        ```
+    """
+
+    def __init__(self, config: UniPerceiverV2Config) -> None:
+        super().__init__(config)
+        decoder = config.decoder_config
+        decoder._attn_implementation = config._attn_implementation
+        self.image_encoder = ImageEncoder(config)
+        self.text_encoder = TextEncoder(config.text_config, config.hidden_size)
+        self.spe_token = nn.Parameter(torch.empty(config.hidden_size))
+        self.text_type = nn.Parameter(torch.empty(config.hidden_size))
+        self.decoder = UnifiedDecoder(decoder, first_cache_index=self.text_encoder.num_layers)
+        self.likelihood = Likelihood(
+            config.hidden_size,
+            temperature=config.initial_temperature,
+            shared=config.share_temperature,
+            max_logit_scale=config.max_logit_scale,
+            layer_norm_eps=decoder.layer_norm_eps,
+        )
+        self.candidate_cache = CandidateCache()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The text encoder's word embeddings."""
+        return self.text_encoder.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the text encoder's word embeddings."""
+        self.text_encoder.encoder.set_input_embeddings(value)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Write the names of the task classes, so that every class writes the same file."""
+        state_dict = kwargs.pop("state_dict", None) or self.state_dict()
+        state_dict = {f"{self.base_model_prefix}.{name}": value for name, value in state_dict.items()}
+        super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    # --- f: perceiving and reading -------------------------------------------------------------
+
+    def encode_image(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        *,
+        keep_mask_features: bool = False,
+    ) -> ImageEncoding:
+        """Perceive images once, f(x), to ask any number of questions about them.
+
+        Args:
+            pixel_values: Normalized images in the top left corner, ``(batch, 3, H, W)``.
+            pixel_mask: 1 = real pixel, ``(batch, H, W)``; None: the whole tensor is the image.
+            keep_mask_features: Keep what is needed to ask for full masks later.
+
+        Returns:
+            The encoding.
+        """
+        sizes = image_sizes(pixel_values, pixel_mask)
+        encoding = self.image_encoder(pixel_values, sizes, keep_mask_features=keep_mask_features)
+        if not torch.compiler.is_compiling():
+            encoding.fingerprint = weights_fingerprint(self)
+        return encoding
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Read texts in both directions, f(x) of Eq. 4.
+
+        Args:
+            input_ids: ``<s> words </s>``, ``(batch, tokens)``.
+            attention_mask: 1 = real token, ``(batch, tokens)``.
+
+        Returns:
+            Text tokens, ``(batch, tokens, D)``.
+        """
+        allowed = attention_mask[:, None, :].bool().expand(-1, input_ids.shape[1], -1)
+        return self.text_encoder(
+            input_ids,
+            self.text_encoder.position_ids(attention_mask),
+            additive_mask(allowed, self.spe_token.dtype),
+        )
+
+    # --- g: decoding ---------------------------------------------------------------------------
+
+    def run_decoder(
+        self, tokens: Tensor, token_mask: Tensor, route: str, step_seed: int | None = None
+    ) -> Tensor:
+        """Run g over [SPE] and a sequence of one route, and embed every output.
+
+        Args:
+            tokens: ``(batch, tokens, D)``.
+            token_mask: True for real tokens, ``(batch, tokens)``.
+            route: Key of ``ROUTES``.
+            step_seed: Seed of the gate noise in training.
+
+        Returns:
+            Unit vectors, [SPE] first, ``(batch, 1 + tokens, D)``.
+        """
+        spe = self.spe_token.expand(len(tokens), 1, -1)
+        states = torch.cat([spe.to(tokens.dtype), tokens], dim=1)
+        valid = nn.functional.pad(token_mask.bool(), (1, 0), value=True)[:, None, :]
+        mask = additive_mask(valid, states.dtype).expand(-1, -1, states.shape[1], -1)
+        groups = [TokenGroup(route, states.shape[1])]
+        return self.likelihood.embed(self.decoder(states, mask, groups, step_seed))
+
+    def decode_image(
+        self, encoding: ImageEncoding, route: str, step_seed: int | None = None
+    ) -> Tensor:
+        """g(f(x)) of images, computed once for each route of an encoding.
+
+        Args:
+            encoding: Of the images.
+            route: Key of ``ROUTES``.
+            step_seed: Seed of the gate noise in training.
+
+        Returns:
+            Unit vectors of [SPE], pooled, grid and proposal tokens, ``(batch, 1 + tokens, D)``.
+
+        Raises:
+            ValueError: If the weights changed since the encoding was made.
+        """
+        if self.training:
+            return self.run_decoder(encoding.tokens, encoding.token_mask, route, step_seed)
+        self.check_encoding(encoding)
+        if route not in encoding.decoded:
+            encoding.decoded[route] = self.run_decoder(encoding.tokens, encoding.token_mask, route)
+        return encoding.decoded[route]
+
+    def decode_text(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        route: str,
+        step_seed: int | None = None,
+    ) -> Tensor:
+        """g(f(x)) of texts.
+
+        Args:
+            input_ids: ``(batch, tokens)``.
+            attention_mask: 1 = real token, ``(batch, tokens)``.
+            route: Key of ``ROUTES``.
+            step_seed: Seed of the gate noise in training.
+
+        Returns:
+            Unit vectors, [SPE] first, ``(batch, 1 + tokens, D)``.
+        """
+        tokens = self.encode_text(input_ids, attention_mask) + self.text_type
+        return self.run_decoder(tokens, attention_mask, route, step_seed)
+
+    def decode_caption(
+        self,
+        layout: CaptionLayout,
+        encoding: ImageEncoding | None,
+        prefix_mask: Tensor,
+        cache: Cache | None = None,
+        step_seed: int | None = None,
+    ) -> Tensor:
+        """g over an image, words and slots; only the slots are read.
+
+        Args:
+            layout: Words and slots of this pass.
+            encoding: The image; None if ``cache`` already holds it.
+            prefix_mask: True for [SPE] and real image tokens, ``(batch, 1 + image tokens)``.
+            cache: Keys and values of earlier passes; this pass adds the image and the words, never the slots.
+            step_seed: Seed of the gate noise in training.
+
+        Returns:
+            Unit vectors of the slots, ``(batch, slots, D)``.
+        """
+        dtype = self.spe_token.dtype
+        states = self.text_encoder(
+            layout.input_ids,
+            layout.position_ids,
+            additive_mask(layout.allowed, dtype),
+            cache,
+            layout.num_words,
+        )
+        states = states + self.text_type
+        length = states.shape[1]
+        seen = prefix_mask[:, None, :].expand(-1, length, -1)
+        allowed = torch.cat([seen, layout.allowed], dim=2)
+        groups = [TokenGroup("caption_text", length)]
+        num_kept = layout.num_words
+        if encoding is not None:
+            prefix = prefix_mask.shape[1]
+            spe = self.spe_token.expand(len(states), 1, -1)
+            states = torch.cat([spe.to(dtype), encoding.tokens, states], dim=1)
+            unseen = allowed.new_zeros(len(states), prefix, layout.allowed.shape[2])
+            image_rows = torch.cat(
+                [prefix_mask[:, None, :].expand(-1, prefix, -1), unseen], dim=2
+            )
+            allowed = torch.cat([image_rows, allowed], dim=1)
+            groups = [TokenGroup("caption_image", prefix), *groups]
+            num_kept += prefix
+        mask = additive_mask(allowed, dtype)
+        states = self.decoder(states, mask, groups, step_seed, cache, num_kept)
+        return self.likelihood.embed(states[:, layout.num_words - length :])
+
+    def check_encoding(self, encoding: ImageEncoding) -> None:
+        """Refuse an encoding that other weights made.
+
+        Raises:
+            ValueError: If the weights changed since.
+        """
+        if encoding.fingerprint is None or torch.compiler.is_compiling():
+            return
+        if encoding.fingerprint != weights_fingerprint(self):
+            raise ValueError(
+                "`image_encoding` must come from the present weights, but they changed since it was made. "
+                "Call `encode_image` again."
+            )
+
+    # --- candidates ----------------------------------------------------------------------------
+
+    def encode_candidates(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        route: str = "label",
+        step_seed: int | None = None,
+    ) -> Tensor:
+        """Encode candidates: [SPE] and the text's tokens, read at [SPE].
+
+        Args:
+            input_ids: ``<s> words </s>`` of each, ``(candidates, tokens)``.
+            attention_mask: 1 = real token, ``(candidates, tokens)``.
+            route: Key of ``ROUTES``: ``"label"`` for names and captions, ``"vocabulary"`` for words.
+            step_seed: Seed of the gate noise in training.
+
+        Returns:
+            Unit vectors, ``(candidates, D)``.
+        """
+        chunks = list(
+            zip(input_ids.split(CANDIDATE_CHUNK), attention_mask.split(CANDIDATE_CHUNK))
+        )
+        if len(chunks) > 4:
+            chunks = tqdm(chunks, desc="Encoding candidates", unit_scale=CANDIDATE_CHUNK)
+        encoded = [self.decode_text(ids, mask, route, step_seed)[:, 0] for ids, mask in chunks]
+        return torch.cat(encoded)
+
+    def label_candidates(self, label_set: str, step_seed: int | None = None) -> Tensor:
+        """Encode a named label set; kept until the weights change.
+
+        Args:
+            label_set: Key of ``config.label_sets``.
+            step_seed: Seed of the gate noise in training.
+
+        Returns:
+            Unit vectors, ``(labels, D)``.
+
+        Raises:
+            ValueError: If the config has no such label set.
+        """
+        labels = self.config.label_sets.get(label_set)
+        if labels is None:
+            raise ValueError(
+                f"The config must hold the label set {label_set!r}, got {sorted(self.config.label_sets)}. "
+                "Call `set_labels(labels, tokenizer)` first."
+            )
+
+        def encode() -> Tensor:
+            rows = [ids for variants in labels["token_ids"] for ids in variants]
+            input_ids, mask = pad_ids(rows, self.config.pad_token_id, self.spe_token.device)
+            embeddings = self.encode_candidates(input_ids, mask, "label", step_seed)
+            return average_variants(embeddings, [len(v) for v in labels["token_ids"]])
+
+        if self.training:
+            return encode()
+        return self.candidate_cache.get(self, freeze_ids(labels["token_ids"]), encode)
+
+    def vocabulary_ids(self) -> Tensor:
+        """Token ids that can be predicted: all but ``<s> <pad> <unk> <mask>``, ascending."""
+        config = self.config
+        excluded = torch.tensor(
+            [config.bos_token_id, config.pad_token_id, config.unk_token_id, config.mask_token_id]
+        )
+        ids = torch.arange(config.vocab_size)
+        return ids[~torch.isin(ids, excluded)].to(self.spe_token.device)
+
+    def encode_vocabulary(self, token_ids: Tensor, step_seed: int | None = None) -> Tensor:
+        """Encode words from their token ids, never from decoded strings: ``[SPE] <s> v </s>``.
+
+        Args:
+            token_ids: ``(words,)``.
+            step_seed: Seed of the gate noise in training.
+
+        Returns:
+            Unit vectors, ``(words, D)``.
+        """
+        begin = torch.full_like(token_ids, self.config.bos_token_id)
+        end = torch.full_like(token_ids, self.config.eos_token_id)
+        input_ids = torch.stack([begin, token_ids, end], dim=1)
+        return self.encode_candidates(
+            input_ids, torch.ones_like(input_ids), "vocabulary", step_seed
+        )
+
+    def vocabulary_candidates(self) -> Tensor:
+        """Encode the whole vocabulary, in the order of `vocabulary_ids`; kept until the weights change."""
+        return self.candidate_cache.get(
+            self, "vocabulary", lambda: self.encode_vocabulary(self.vocabulary_ids())
+        )
+
+    # --- what transformers expects -------------------------------------------------------------
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        image_encoding: ImageEncoding | None = None,
+        **_: Any,
+    ) -> UniPerceiverV2ModelOutput:
+        """Embed images for retrieval; ``pooler_output`` is the unit vector, ``(batch, D)``."""
+        encoding = self.resolve_encoding(pixel_values, pixel_mask, image_encoding)
+        states = self.decode_image(encoding, TASKS["retrieval"].input_routes[0])
+        return UniPerceiverV2ModelOutput(last_hidden_state=states, pooler_output=states[:, 0])
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> UniPerceiverV2ModelOutput:
+        """Embed texts for retrieval; ``pooler_output`` is the unit vector, ``(batch, D)``."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        states = self.decode_text(input_ids, attention_mask, TASKS["retrieval"].candidate_route)
+        return UniPerceiverV2ModelOutput(last_hidden_state=states, pooler_output=states[:, 0])
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_encoding: ImageEncoding | None = None,
+        **_: Any,
+    ) -> UniPerceiverV2ModelOutput:
+        """Embed images or texts.
+
+        Args:
+            pixel_values: ``(batch, 3, H, W)``.
+            pixel_mask: 1 = real pixel, ``(batch, H, W)``.
+            input_ids: ``(batch, tokens)``.
+            attention_mask: 1 = real token, ``(batch, tokens)``.
+            image_encoding: In place of ``pixel_values``.
+
+        Returns:
+            Unit vectors of all tokens and of [SPE].
+
+        Raises:
+            ValueError: If there is neither an image nor a text, or both.
+        """
+        has_image = pixel_values is not None or image_encoding is not None
+        if has_image == (input_ids is not None):
+            raise ValueError(
+                "Pass either an image (`pixel_values` or `image_encoding`) or a text (`input_ids`), "
+                f"got {'both' if has_image else 'neither'}."
+            )
+        if has_image:
+            return self.get_image_features(pixel_values, pixel_mask, image_encoding)
+        return self.get_text_features(input_ids, attention_mask)
+
+    def resolve_encoding(
+        self,
+        pixel_values: Tensor | None,
+        pixel_mask: Tensor | None,
+        image_encoding: ImageEncoding | None,
+        *,
+        keep_mask_features: bool = False,
+    ) -> ImageEncoding:
+        """Take the encoding, or perceive the images.
+
+        Raises:
+            ValueError: If neither or both are given, or if masks are asked of an encoding that kept none.
+        """
+        if (pixel_values is None) == (image_encoding is None):
+            raise ValueError(
+                "Pass either `pixel_values` or `image_encoding`, got "
+                f"{'neither' if pixel_values is None else 'both'}."
+            )
+        if image_encoding is None:
+            return self.encode_image(
+                pixel_values, pixel_mask, keep_mask_features=keep_mask_features
+            )
+        if keep_mask_features and image_encoding.mask_features is None:
+            raise ValueError(
+                "Full masks need an encoding made with `encode_image(..., keep_mask_features=True)`."
+            )
+        return image_encoding
+
+
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Read the real height and width of each image, ``(batch, 2)``, from its mask.
+
+    Raises:
+        ValueError: If the mask does not fit the images, or marks no pixel of one.
+    """
+    height, width = pixel_values.shape[-2:]
+    if pixel_mask is None:
+        return torch.tensor([[height, width]], device=pixel_values.device).repeat(
+            len(pixel_values), 1
+        )
+    if pixel_mask.shape != (len(pixel_values), height, width):
+        raise ValueError(
+            f"`pixel_mask` must have the shape {(len(pixel_values), height, width)} of `pixel_values`, got "
+            f"{tuple(pixel_mask.shape)}."
+        )
+    real = pixel_mask.bool()
+    sizes = torch.stack([real.any(dim=2).sum(dim=1), real.any(dim=1).sum(dim=1)], dim=1)
+    if not bool((sizes > 0).all()):
+        raise ValueError("`pixel_mask` must mark at least one real pixel in every image.")
+    return sizes

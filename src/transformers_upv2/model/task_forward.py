@@ -1,0 +1,292 @@
+"""One function for each training task: what it asks of the model, and its loss.
+
+Each function takes the base model, so the task classes and the multi-task class are thin views of the same code.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .boxes import canvas_to_image_boxes
+from .caption_layout import training_layout
+from .image_encoder import ProposalTraining
+from .image_encoding import ImageEncoding
+from .likelihood_losses import (
+    encode_sharded,
+    label_loss,
+    pair_loss,
+    region_focal_loss,
+    region_softmax_loss,
+    vocabulary_loss,
+)
+from .modeling_upv2 import UniPerceiverV2Model, image_sizes
+from .outputs import (
+    ImageClassificationOutput,
+    ImageTextOutput,
+    ObjectDetectionOutput,
+    TaskOutput,
+    VocabularyOutput,
+)
+from .proposal_query_decoder import predict_masks
+from .tasks import TASKS
+
+
+def classification(
+    model: UniPerceiverV2Model,
+    pixel_values: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+    labels: Tensor | None = None,
+    image_encoding: ImageEncoding | None = None,
+    step_seed: int | None = None,
+) -> ImageClassificationOutput:
+    """Compare [SPE] of an image with the class names; see `UniPerceiverV2ForImageClassification`."""
+    task = TASKS["classification"]
+    encoding, _ = perceive(model, pixel_values, pixel_mask, image_encoding)
+    embeddings = model.decode_image(encoding, task.input_routes[0], step_seed)[:, 0]
+    candidates = model.label_candidates(task.label_set, step_seed)
+    logits = model.likelihood.logits(embeddings, candidates, task.temperature)
+    output = ImageClassificationOutput(logits=logits, image_encoding=encoding)
+    if labels is not None:
+        loss = label_loss(logits, labels, model.config.label_smoothing)
+        _add_loss(output, loss, {"loss_label": loss})
+    return output
+
+
+def detection(
+    model: UniPerceiverV2Model,
+    pixel_values: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+    labels: Sequence[dict[str, Any]] | None = None,
+    image_encoding: ImageEncoding | None = None,
+    step_seed: int | None = None,
+) -> ObjectDetectionOutput:
+    """Compare each proposal with the class names; see `UniPerceiverV2ForObjectDetection`."""
+    task = TASKS["detection"]
+    encoding, training = perceive(model, pixel_values, pixel_mask, image_encoding, labels)
+    candidates = model.label_candidates(task.label_set, step_seed)
+    output, logits = detect(model, encoding, candidates, step_seed)
+    if training is not None:
+        focal = model.config.detection_score == "focal"
+        loss_function = region_focal_loss if focal else region_softmax_loss
+        region_loss = loss_function(logits, training.region_labels)
+        config = model.config
+        loss = (
+            config.proposal_loss_weight * training.loss + config.region_loss_weight * region_loss
+        )
+        _add_loss(output, loss, {"loss_region": region_loss, **training.terms})
+    return output
+
+
+def captioning(
+    model: UniPerceiverV2Model,
+    pixel_values: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    image_encoding: ImageEncoding | None = None,
+    step_seed: int | None = None,
+) -> VocabularyOutput:
+    """Predict every word of a caption from the image and the words before it."""
+    encoding, _ = perceive(model, pixel_values, pixel_mask, image_encoding)
+    positions = model.text_encoder.position_ids(attention_mask)
+    layout = training_layout(input_ids, attention_mask, positions, model.config.mask_token_id)
+    slots = model.decode_caption(
+        layout, encoding, prefix_mask(encoding), step_seed=step_seed
+    )  # (batch, slots, D)
+    asked = attention_mask[:, 1:].bool()
+    loss = _word_loss(model, slots[asked], input_ids[:, 1:][asked], step_seed)
+    output = VocabularyOutput(image_encoding=encoding)
+    _add_loss(output, loss, {"loss_word": loss})
+    return output
+
+
+def retrieval(
+    model: UniPerceiverV2Model,
+    pixel_values: Tensor | None = None,
+    pixel_mask: Tensor | None = None,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    image_encoding: ImageEncoding | None = None,
+    step_seed: int | None = None,
+) -> ImageTextOutput:
+    """Compare images with captions, each pair against the pairs of all processes."""
+    task = TASKS["retrieval"]
+    encoding, _ = perceive(model, pixel_values, pixel_mask, image_encoding)
+    images = model.decode_image(encoding, task.input_routes[0], step_seed)[:, 0]
+    texts = model.decode_text(input_ids, attention_mask, task.candidate_route, step_seed)[:, 0]
+    output = image_text_output(model, encoding, images, texts, task.temperature)
+    if len(images) == len(texts):
+        scale = model.likelihood.logit_scale(task.temperature)
+        loss = pair_loss(images, texts, scale, model.config.label_smoothing)
+        _add_loss(output, loss, {"loss_pair": loss})
+    return output
+
+
+def language_modeling(
+    model: UniPerceiverV2Model,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    labels: Tensor,
+    step_seed: int | None = None,
+) -> VocabularyOutput:
+    """Restore the masked words of a text."""
+    route = TASKS["language_modeling"].input_routes[0]
+    embeddings = model.decode_text(input_ids, attention_mask, route, step_seed)[:, 1:]
+    asked = labels != -100
+    loss = _word_loss(model, embeddings[asked], labels[asked], step_seed)
+    output = VocabularyOutput()
+    _add_loss(output, loss, {"loss_word": loss})
+    return output
+
+
+TASK_FORWARD: dict[str, Callable[..., TaskOutput]] = {
+    "classification": classification,
+    "detection": detection,
+    "captioning": captioning,
+    "retrieval": retrieval,
+    "language_modeling": language_modeling,
+}
+"""The forward function of each of ``TASKS``."""
+
+
+def perceive(
+    model: UniPerceiverV2Model,
+    pixel_values: Tensor | None,
+    pixel_mask: Tensor | None,
+    image_encoding: ImageEncoding | None,
+    labels: Sequence[dict[str, Any]] | None = None,
+) -> tuple[ImageEncoding, ProposalTraining | None]:
+    """Perceive a batch: on one canvas while training or where boxes are given, else each image on its own."""
+    learns = model.training or labels is not None
+    if pixel_values is None or image_encoding is not None or not learns:
+        return model.resolve_encoding(pixel_values, pixel_mask, image_encoding), None
+    if model.training:
+        model.likelihood.clamp_()
+    sizes = image_sizes(pixel_values, pixel_mask)
+    return model.image_encoder.forward_training(pixel_values, sizes, labels)
+
+
+def detect(
+    model: UniPerceiverV2Model,
+    encoding: ImageEncoding,
+    candidates: Tensor,
+    step_seed: int | None = None,
+) -> tuple[ObjectDetectionOutput, Tensor]:
+    """Score each proposal of an encoding against candidates.
+
+    Args:
+        model: The base model.
+        encoding: Of the images.
+        candidates: Unit vectors, ``(labels, D)`` or ``(batch, labels, D)``.
+        step_seed: Seed of the gate noise in training.
+
+    Returns:
+        The output with logits whose sigmoid is the score, and the logits that the loss is made of.
+    """
+    task = TASKS["detection"]
+    num_proposals = encoding.boxes.shape[1]
+    states = model.decode_image(encoding, task.input_routes[0], step_seed)[:, -num_proposals:]
+    logits = model.likelihood.logits(states, candidates, task.temperature)  # (batch, N, labels)
+    if model.config.detection_score == "focal":
+        logits = logits + model.likelihood.region_bias
+        score_logits = logits
+    else:
+        foreground = encoding.objectness_logits.float().sigmoid()[..., None]
+        score_logits = torch.logit(foreground * logits.float().softmax(dim=-1), eps=1e-6)
+    output = ObjectDetectionOutput(
+        logits=score_logits,
+        pred_boxes=canvas_to_image_boxes(
+            encoding.boxes, encoding.image_sizes, encoding.canvas_sizes
+        ),
+        image_sizes=encoding.image_sizes,
+        objectness_logits=encoding.objectness_logits,
+        image_encoding=encoding,
+    )
+    return output, logits
+
+
+def full_masks(encoding: ImageEncoding) -> Tensor:
+    """Mask logits over the padded input at stride 4, ``(batch, N, H/4, W/4)``."""
+    return predict_masks(encoding.mask_embeddings, encoding.mask_features)
+
+
+def image_text_output(
+    model: UniPerceiverV2Model,
+    encoding: ImageEncoding,
+    images: Tensor,
+    texts: Tensor,
+    temperature: str,
+) -> ImageTextOutput:
+    """Compare unit vectors of images ``(images, D)`` and texts ``(texts, D)``."""
+    logits = model.likelihood.logits(images, texts, temperature)
+    return ImageTextOutput(
+        logits_per_image=logits,
+        logits_per_text=logits.transpose(0, 1),
+        image_embeds=images,
+        text_embeds=texts,
+        image_encoding=encoding,
+    )
+
+
+def vocabulary_logits(model: UniPerceiverV2Model, embeddings: Tensor) -> Tensor:
+    """Score the whole vocabulary; tokens that are no candidates get the lowest finite number.
+
+    Args:
+        model: The base model.
+        embeddings: Unit vectors, ``(..., D)``.
+
+    Returns:
+        ``(..., vocab_size)``.
+    """
+    scores = model.likelihood.logits(embeddings, model.vocabulary_candidates(), "vocabulary")
+    shape = (*scores.shape[:-1], model.config.vocab_size)
+    logits = scores.new_full(shape, torch.finfo(scores.dtype).min)
+    return logits.index_copy(-1, model.vocabulary_ids(), scores)
+
+
+def prefix_mask(encoding: ImageEncoding) -> Tensor:
+    """True for [SPE] and for real image tokens, ``(batch, 1 + image tokens)``."""
+    return torch.nn.functional.pad(encoding.token_mask, (1, 0), value=True)
+
+
+def _word_loss(
+    model: UniPerceiverV2Model, embeddings: Tensor, answers: Tensor, step_seed: int | None
+) -> Tensor:
+    """Cross-entropy of words ``(asked,)`` for unit vectors ``(asked, D)`` over the candidates of this step."""
+    token_ids, correction = _candidates_of_step(model, answers)
+    candidates = encode_sharded(token_ids, lambda ids: model.encode_vocabulary(ids, step_seed))
+    logits = model.likelihood.logits(embeddings, candidates, "vocabulary")
+    return vocabulary_loss(logits + correction, token_ids, answers)
+
+
+def _candidates_of_step(model: UniPerceiverV2Model, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose the batch's words and a random sample, with the log-q correction of each, ``(candidates,)``.
+
+    The sample is drawn uniformly; a word of the batch is there for certain, a sampled one stands for several.
+    """
+    token_ids = model.vocabulary_ids()
+    size = model.config.vocabulary_sample_size
+    if len(token_ids) <= size:
+        return token_ids, torch.zeros(len(token_ids), device=token_ids.device)
+    certain = gather_words(answers, model.config.vocab_size)[token_ids]
+    others = token_ids[~certain]
+    sampled = others[torch.randperm(len(others), device=others.device)[:size]]
+    chosen = torch.cat([token_ids[certain], sampled])
+    correction = torch.zeros(len(chosen), device=chosen.device)
+    correction[int(certain.sum()) :] = torch.log(torch.tensor(len(others) / len(sampled)))
+    order = chosen.argsort()
+    return chosen[order], correction[order]
+
+
+def gather_words(answers: Tensor, vocab_size: int) -> Tensor:
+    """True for every token id that is an answer on this process, ``(vocab_size,)``."""
+    present = torch.zeros(vocab_size, dtype=torch.bool, device=answers.device)
+    present[answers] = True
+    return present
+
+
+def _add_loss(output: TaskOutput, loss: Tensor, terms: dict[str, Tensor]) -> None:
+    output.loss = loss
+    output.loss_terms = {name: term.detach() for name, term in terms.items()}

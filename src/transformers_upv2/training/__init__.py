@@ -1,0 +1,1 @@
+"""Multi-task training: unmixed sampling, Task-Balanced Gradient Normalization, the Trainer."""

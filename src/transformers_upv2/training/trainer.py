@@ -1,0 +1,293 @@
+"""MultiTaskTrainer: ``transformers.Trainer`` for any model and a dict of tasks.
+
+Reference: Uni-Perceiver v2, section 4.4 (https://arxiv.org/abs/2211.09808).
+Everything random is keyed by the seed and a running number, so nothing but weights, optimizer and
+the number of the update has to be saved: a resumed run does what the killed one would have done.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import ProgressCallback, Trainer, default_data_collator
+from typing_extensions import override
+
+from transformers_upv2.training.arguments import MultiTaskTrainingArguments
+from transformers_upv2.training.callbacks import (
+    TaskLogCallback,
+    TaskProgressCallback,
+    describe_replaced,
+)
+from transformers_upv2.training.checkpoints import AtomicCheckpoints
+from transformers_upv2.training.loader import (
+    JoinedBatches,
+    SeededDataset,
+    TaskBatches,
+    only_item,
+)
+from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
+from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler
+from transformers_upv2.training.seeding import seed_from, seed_global_generators
+
+Collator = Callable[[list[Any]], dict[str, Any]]
+
+MIXED = "mixed"
+
+
+class MultiTaskTrainer(AtomicCheckpoints, Trainer):
+    """Trains one model on several tasks, one task an update (or all, with ``sampling="mixed"``).
+
+    Args:
+        model: Any model whose outputs hold a ``loss``. It is called as ``model(task=..., **batch)``
+            if its ``forward`` names the argument ``task``, else as ``model(**batch)``; the same
+            holds for ``step_seed``, a seed that is equal on all ranks and new in every micro-batch.
+            ``loss_terms``, a dict of scalars in the outputs, is logged.
+        args: The arguments.
+        train_dataset: The map-style data set of every task.
+        data_collators: The collator of every task, or one for all.
+        eval_dataset: Data sets for evaluation, named ``"task"`` or ``"task/name"``.
+        **kwargs: Further arguments of ``transformers.Trainer``.
+
+    Raises:
+        ValueError: If the arguments do not fit the tasks, or for a launcher that is not supported.
+    """
+
+    args: MultiTaskTrainingArguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: MultiTaskTrainingArguments,
+        train_dataset: Mapping[str, Dataset] | None = None,
+        data_collators: Mapping[str, Collator] | Collator | None = None,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed must be off: it clips and scales gradients by itself, before they could "
+                "be normalized per task. Use DDP or FSDP2."
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"There must be one process per device, got one for {args.n_gpu} devices. Start "
+                "with `torchrun` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
+            )
+        self.task_args = args.for_tasks(train_dataset or {}) if train_dataset else {}
+        self.data_collators = data_collators or default_data_collator
+        self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        forward = inspect.signature(self.accelerator.unwrap_model(model).forward)
+        self._extra_arguments = {"task", "step_seed"} & set(forward.parameters)
+        self.add_callback(TaskLogCallback)
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(TaskProgressCallback)
+
+    @property
+    def task_log(self) -> TaskLogCallback:
+        """The callback that collects the losses of the tasks."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, TaskLogCallback))
+
+    def collator_for(self, task: str) -> Collator:
+        """Return the collator of a task.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if callable(self.data_collators):
+            return self.data_collators
+        if task not in self.data_collators:
+            raise ValueError(
+                f"`data_collators` must have an entry for every task, none for {task!r}, only for "
+                f"{sorted(self.data_collators)}."
+            )
+        return self.data_collators[task]
+
+    def drawn_dataset(self, task: str, dataset: Dataset) -> Dataset:
+        """Return the data set as one that is read by ``(index, draw)``."""
+        return SeededDataset(dataset, self.data_seed, task)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Join the loaders of all tasks.
+
+        Raises:
+            ValueError: If there is nothing to train on, or no number of updates.
+        """
+        if not self.train_dataset:
+            raise ValueError("`train_dataset` must hold at least one task to train, got none.")
+        if self.args.max_steps < 1:
+            raise ValueError(
+                "`max_steps` must be positive, since tasks of different sizes have no common "
+                f"epoch, got {self.args.max_steps}."
+            )
+        batches = {task: self._task_batches(task) for task in self.task_args}
+        probabilities = {task: a.sampling_probability for task, a in self.task_args.items()}
+        sampler = UnmixedTaskSampler(probabilities, self.data_seed) if self.args.sampling == "unmixed" else None
+        joined = JoinedBatches(batches, sampler, self.args.max_steps, self.args.gradient_accumulation_steps)
+        # Not prepared by accelerate: every rank already reads its own share of one task.
+        return DataLoader(joined, batch_size=1, collate_fn=only_item)
+
+    def _task_batches(self, task: str) -> TaskBatches:
+        dataset = self.drawn_dataset(task, self.train_dataset[task])
+        arguments = self.task_args[task]
+        sampler = DrawSampler(
+            len(dataset),  # type: ignore[arg-type]
+            arguments.batch_size,
+            self.data_seed,
+            task,
+            self.args.process_index,
+            self.args.world_size,
+        )
+        options = {
+            "num_workers": arguments.num_workers,
+            "pin_memory": self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            "prefetch_factor": self.args.dataloader_prefetch_factor if arguments.num_workers else None,
+        }
+        return TaskBatches(dataset, sampler, self.collator_for(task), options)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer over all trainable parameters."""
+        if self.optimizer is None:
+            args = self.args
+            groups = parameter_groups(
+                self.model if model is None else model,
+                args.learning_rate,
+                args.weight_decay,
+                args.lr_multipliers,
+            )
+            is_balanced = args.optimizer == "tbgn"
+            tasks = [MIXED] if args.sampling == "mixed" else list(self.task_args)
+            self.optimizer = TaskBalancedAdamW(
+                groups,
+                lr=args.learning_rate,
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+                sampling_probabilities={
+                    task: self.task_args[task].sampling_probability if is_balanced else 1.0 for task in tasks
+                },
+                task_weights={task: self.task_args[task].task_weight if is_balanced else 1.0 for task in tasks},
+                normalize=is_balanced,
+            )
+        return self.optimizer
+
+    @override
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Run forward and backward on a micro-batch: the batch of one task, or of every task."""
+        step, micro_batch = divmod(inputs["position"], self.args.gradient_accumulation_steps)
+        batches = list(inputs["batches"].items())
+        for group in self.optimizer.param_groups:
+            group["task"] = MIXED if self.args.sampling == "mixed" else batches[0][0]
+        loss = torch.zeros((), device=self.args.device)
+        for number, (task, batch) in enumerate(batches, start=1):
+            batch = dict(batch)
+            self.task_log.add_replaced(task, batch.pop("replaced", ()))
+            batch["task"] = task
+            batch["step_seed"] = seed_from(self.args.seed, "step", step, micro_batch)
+            seed_global_generators(self.args.seed, "forward", task, step, micro_batch, self.args.process_index)
+            is_last = number == len(batches)
+            with nullcontext() if is_last else self.accelerator.no_sync(model=model):
+                loss += super().training_step(model, batch)
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Compute the loss of a batch of one task; in training weighted and noted for the log."""
+        task = inputs["task"]
+        inputs = {
+            name: value
+            for name, value in inputs.items()
+            if name in self._extra_arguments or name not in ("task", "step_seed")
+        }
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            terms = outputs.get("loss_terms") if isinstance(outputs, dict) else None
+            self.task_log.add_losses(task, loss, terms or {})
+            loss = loss * self._loss_factor(task)
+        return (loss, outputs) if return_outputs else loss
+
+    def _loss_factor(self, task: str) -> float:
+        arguments = self.task_args[task]
+        if self.args.sampling == "mixed":
+            return arguments.loss_weight * arguments.sampling_probability
+        return arguments.loss_weight
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the cost of a micro-batch."""
+        return sum(super(MultiTaskTrainer, self).floating_point_ops(b) for b in inputs["batches"].values())
+
+    @override
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | None = None) -> Tensor | None:
+        """Leave the norm to the optimizer, which computes it anyway."""
+        return grad_norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what happened in every task to the logs of training.
+
+        Raises:
+            RuntimeError: If more than ``max_bad_samples`` samples had to be replaced.
+        """
+        if "loss" in logs or "train_loss" in logs:
+            logs |= self.task_log.collect()
+            statistics = self.optimizer.param_groups[0].get("task_statistics", {})
+            logs |= self.task_log.collect_steps(statistics, self.args.max_grad_norm == 0)
+            if len(self.task_log.replaced) > self.args.max_bad_samples:
+                raise RuntimeError(
+                    f"At most `max_bad_samples` = {self.args.max_bad_samples} samples may be bad. "
+                    f"Repair or remove them, or raise the limit. "
+                    f"{describe_replaced(self.task_log.replaced)}"
+                )
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate on every data set.
+
+        Args:
+            eval_dataset: Data sets named ``"task"`` or ``"task/name"``; those of the constructor
+                where absent.
+            ignore_keys: Outputs of the model that are not gathered.
+            metric_key_prefix: First part of all names.
+
+        Returns:
+            The metrics of all data sets, named ``prefix_name_metric``.
+
+        Raises:
+            ValueError: If the data sets are not a dict.
+        """
+        datasets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(datasets, Mapping):
+            raise ValueError(
+                "`eval_dataset` must be a dict from 'task' or 'task/name' to data sets, got "
+                f"{type(datasets).__name__}."
+            )
+        metrics: dict[str, float] = {}
+        for name, dataset in datasets.items():
+            metrics |= self.evaluate_task(name.split("/")[0], dataset, f"{metric_key_prefix}_{name}", ignore_keys)
+        return metrics
+
+    def evaluate_task(
+        self, task: str, dataset: Dataset, prefix: str, ignore_keys: list[str] | None = None
+    ) -> dict[str, float]:
+        """Evaluate on one data set, with the loss and ``compute_metrics``."""
+        collate = self.collator_for(task)
+        self.data_collator = lambda examples: {**collate(examples), "task": task}
+        return super().evaluate(dataset, ignore_keys, prefix)

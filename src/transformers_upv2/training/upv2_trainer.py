@@ -1,0 +1,117 @@
+"""UniPerceiverV2Trainer: the multi-task Trainer with our data sets, collators and evaluators."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+from typing_extensions import override
+
+from transformers_upv2.data.multitask_dataset import TaskDataset, Transform, WeightedConcat
+from transformers_upv2.model.tasks import get_task
+from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
+from transformers_upv2.training.collator import UniPerceiverV2Collator
+from transformers_upv2.training.trainer import MultiTaskTrainer
+
+EvaluatorCall = Callable[..., dict[str, float]]
+
+
+class UniPerceiverV2Trainer(MultiTaskTrainer):
+    """Trains ``UniPerceiverV2ForMultiTask``.
+
+    Args:
+        model: The model.
+        args: The arguments.
+        train_dataset: For every task a reader's data set, or several as
+            ``{name: (dataset, weight)}``, drawn in proportion to the weights.
+        eval_dataset: Data sets named ``"task"`` or ``"task/name"``, such as
+            ``"retrieval/flickr30k"``.
+        evaluators: The evaluator of every task that is evaluated.
+        processing_class: The processor; it is saved with the model.
+        transforms: Augmentation of each task, called as ``transform(example, rng)``.
+        **kwargs: Further arguments of ``transformers.Trainer``.
+
+    Raises:
+        ValueError: If there is no such task, or the arguments do not fit the tasks.
+    """
+
+    args: UniPerceiverV2TrainingArguments
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: UniPerceiverV2TrainingArguments,
+        train_dataset: Mapping[str, Any] | None = None,
+        eval_dataset: Mapping[str, Dataset] | None = None,
+        evaluators: Mapping[str, EvaluatorCall] | None = None,
+        processing_class: ProcessorMixin | None = None,
+        transforms: Mapping[str, Transform] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if processing_class is None:
+            raise ValueError("`processing_class` must be a processor, got None.")
+        self.evaluators = dict(evaluators or {})
+        self.transforms = dict(transforms or {})
+        for name in [*(train_dataset or {}), *self.evaluators, *self.transforms]:
+            get_task(name)
+        image_options = args.image_options or {}
+        collators = {
+            task: UniPerceiverV2Collator(
+                processing_class,
+                task,
+                image_options.get(task),
+                args.max_text_length,
+                args.mask_probability,
+            )
+            for task in train_dataset or {}
+        }
+        super().__init__(
+            model,
+            args,
+            train_dataset=train_dataset,
+            data_collators=collators,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+
+    @override
+    def drawn_dataset(self, task: str, dataset: Any) -> Dataset:
+        if isinstance(dataset, Mapping):
+            datasets, weights = zip(*dataset.values(), strict=True)
+            dataset = WeightedConcat(datasets, weights)
+        return TaskDataset(
+            dataset,
+            task,
+            self.data_seed,
+            self.transforms.get(task),
+            self.args.max_bad_samples,
+        )
+
+    @override
+    def evaluate_task(
+        self, task: str, dataset: Dataset, prefix: str, ignore_keys: list[str] | None = None
+    ) -> dict[str, float]:
+        """Evaluate on one data set with the task's evaluator, on the first process for all."""
+        if task not in self.evaluators:
+            raise ValueError(
+                f"`evaluators` must have an entry for every task in `eval_dataset`, none for {task!r}, "
+                f"only for {sorted(self.evaluators)}."
+            )
+        results: list[dict[str, float] | None] = [None]
+        if self.is_world_process_zero():
+            results[0] = self.evaluators[task](
+                self.model,
+                self.processing_class,
+                dataset,
+                batch_size=self.args.per_device_eval_batch_size,
+                progress=not self.args.disable_tqdm,
+            )
+        if dist.is_initialized():
+            dist.broadcast_object_list(results)
+        metrics = {f"{prefix}/{name}": value for name, value in (results[0] or {}).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics

@@ -1,0 +1,125 @@
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from transformers_upv2.evaluation.detection import (
+    STAT_NAMES,
+    DetectionEvaluator,
+    DetectionPredictions,
+)
+
+
+def evaluate(model, processor, dataset, batch_size=2, **options):
+    evaluator = DetectionEvaluator(task_class=None, **options)
+    return evaluator(model, processor, dataset, batch_size=batch_size, progress=False)
+
+
+def shift_and_confuse(answer, number):
+    """Move boxes and masks a little, add false detections, vary the scores."""
+    rng = torch.Generator().manual_seed(number)
+    answer["pred_boxes"] += 0.02 * torch.rand(20, 4, generator=rng)
+    answer["logits"] += torch.randn(20, 3, generator=rng)
+    answer["pred_masks"] = answer["pred_masks"].roll(1, dims=-1)
+    return answer
+
+
+def test_perfect_detector_has_ap_one(coco_dataset, processor, make_perfect_detector, capsys):
+    metrics = evaluate(make_perfect_detector(), processor, coco_dataset)
+    for prefix in ("box", "mask"):
+        for name in ("ap", "ap50", "ap75", "ar100"):
+            assert metrics[f"{prefix}_{name}"] == pytest.approx(1.0), name
+    assert set(metrics) == {f"{p}_{name}" for p in ("box", "mask") for name in STAT_NAMES}
+    assert capsys.readouterr().out == ""
+
+
+def test_absent_sizes_are_minus_one(coco_dataset, processor, make_perfect_detector):
+    content = json.loads(coco_dataset.annotation_file.read_text())
+    content["annotations"] = [a for a in content["annotations"] if a["area"] < 96**2]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    metrics = evaluate(make_perfect_detector(), processor, coco_dataset)
+    assert metrics["box_ap_large"] == -1
+
+
+def test_all_numbers_equal_pycocotools_on_hand_written_results(coco_dataset, processor, make_perfect_detector):
+    """The reference converts boxes in numpy and maps category ids by itself."""
+    model = make_perfect_detector(shift_and_confuse)
+    metrics = evaluate(model, processor, coco_dataset)
+    results = []
+    for number, example in enumerate(coco_dataset):
+        width, height = example["image"].size
+        answer = model.answer(number)
+        scores = 1 / (1 + np.exp(-answer["logits"].numpy().astype(np.float64)))
+        for proposal, (cx, cy, w, h) in enumerate(answer["pred_boxes"].numpy()):
+            x0, x1 = np.clip([cx - w / 2, cx + w / 2], 0, 1) * width
+            y0, y1 = np.clip([cy - h / 2, cy + h / 2], 0, 1) * height
+            for label, category_id in enumerate([3, 7, 20]):
+                results.append(
+                    {
+                        "image_id": 100 + number,
+                        "category_id": category_id,
+                        "score": float(scores[proposal, label]),
+                        "bbox": [float(x0), float(y0), float(x1 - x0), float(y1 - y0)],
+                    }
+                )
+    truth = COCO(str(coco_dataset.annotation_file))
+    reference = COCOeval(truth, truth.loadRes(results), "bbox")
+    reference.evaluate()
+    reference.accumulate()
+    reference.summarize()
+    ours = [metrics[f"box_{name}"] for name in STAT_NAMES]
+    np.testing.assert_allclose(ours, reference.stats, atol=1e-6)
+    assert 0.1 < metrics["box_ap"] < 0.95
+    assert 0.1 < metrics["mask_ap"] < 0.95
+
+
+def test_batch_size_changes_nothing(coco_dataset, processor, make_perfect_detector):
+    model = make_perfect_detector(shift_and_confuse)
+    one = evaluate(model, processor, coco_dataset, batch_size=1)
+    assert one == evaluate(model, processor, coco_dataset, batch_size=5)
+
+
+def test_masks_are_written_at_the_original_size(coco_dataset, processor, make_perfect_detector):
+    predictions = DetectionEvaluator(None).predict(make_perfect_detector(), processor, coco_dataset, progress=False)
+    sizes = {m["image_id"]: tuple(m["segmentation"]["size"]) for m in predictions.masks}
+    assert sizes == {e["image_id"]: e["image"].size[::-1] for e in coco_dataset if e["annotations"]}
+
+
+def test_detections_inside_a_crowd_are_not_counted_against_the_model(coco_dataset, processor, make_perfect_detector):
+    def add_in_crowd(answer, number):
+        if number == 4:
+            answer["logits"][19, 1] = 8.0
+            answer["pred_boxes"][19] = torch.tensor([0.5, 0.25, 0.9, 0.1])
+        return answer
+
+    metrics = evaluate(make_perfect_detector(add_in_crowd), processor, coco_dataset)
+    assert metrics["box_ap"] == pytest.approx(1.0)
+
+
+def test_images_without_detections_count(coco_dataset):
+    image_ids = [example["image_id"] for example in coco_dataset]
+    nothing = DetectionPredictions(coco_dataset.annotation_file, image_ids, [], [])
+    metrics = DetectionEvaluator(None).score(nothing)
+    assert metrics["box_ap"] == metrics["mask_ap"] == 0
+
+
+def test_only_asked_images_count(coco_dataset, processor, make_perfect_detector):
+    part = copy.copy(coco_dataset)
+    del part[3:]
+    assert evaluate(make_perfect_detector(), processor, part)["box_ap"] == pytest.approx(1.0)
+
+
+def test_missing_masks_are_an_error_that_says_what_to_do(coco_dataset, processor, make_perfect_detector):
+    content = json.loads(coco_dataset.annotation_file.read_text())
+    del content["annotations"][2]["segmentation"]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    model = make_perfect_detector()
+    with pytest.raises(ValueError, match=r"got none in annotation 3 of image 100.*with_masks=Fals"):
+        evaluate(model, processor, coco_dataset)
+    metrics = evaluate(model, processor, coco_dataset, with_masks=False)
+    assert metrics["box_ap"] == pytest.approx(1.0)
+    assert "mask_ap" not in metrics
