@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import RobertaTokenizer
+from transformers import GenerationConfig, RobertaTokenizer
 
 from transformers_upv2 import (
     UniPerceiverV2Config,
@@ -17,12 +17,17 @@ from transformers_upv2 import (
     UniPerceiverV2TrainingArguments,
 )
 from transformers_upv2.data.augmentation import ColorJitter
-from transformers_upv2.data.demo_world import World, make_world, open_world
+from transformers_upv2.data.demo_world import World, WorldSizes, make_world, open_world
+from transformers_upv2.evaluation.captioning import CaptioningEvaluator
+from transformers_upv2.evaluation.evaluator import Evaluator
+from transformers_upv2.evaluation.retrieval import RetrievalEvaluator
+from transformers_upv2.evaluation.suite import default_evaluators
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs"
 SHIPPED = ROOT / "model_cards" / "uniperceiver-v2-tiny"
 IMAGE_SIZE = 128
+MAX_CAPTION_TOKENS = 40
 
 # The joint stage. Measured on this world: detection needs a longer gradient than the others to keep its boxes.
 JOINT: dict[str, Any] = {
@@ -46,25 +51,33 @@ JOINT: dict[str, Any] = {
 }
 
 
-def prepare_world(folder: Path = RUNS / "world", seed: int = 0) -> World:
+def prepare_world(folder: Path = RUNS / "world", sizes: WorldSizes = WorldSizes()) -> World:
     """Make the demo world unless it is there."""
     if not (folder / "README.txt").exists():
-        make_world(folder, seed=seed)
+        make_world(folder, seed=0, sizes=sizes)
     return open_world(folder)
 
 
 def build_model(world: World, seed: int = 0) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
-    """Build the tiny preset from pretrained parts: ImageNet backbone, the world's tokenizer and class names."""
+    """Build the tiny preset from pretrained parts: ImageNet backbone, the world's tokenizer and class names.
+
+    The proposal network starts as an ordinary Mask DINO with a logit for every class; `class_agnostic` ends that.
+    """
     tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     image_processor = UniPerceiverV2ImageProcessor(
         size={"longest_edge": IMAGE_SIZE}, pad_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     processor = UniPerceiverV2Processor(image_processor, tokenizer)
-    config = UniPerceiverV2Config.preset("tiny", text_config={"vocab_size": len(tokenizer)})
+    config = UniPerceiverV2Config.preset(
+        "tiny",
+        text_config={"vocab_size": len(tokenizer)},
+        proposal_config={"num_classes": len(world.class_names)},
+    )
     torch.manual_seed(seed)
     model = UniPerceiverV2ForMultiTask(config)
     load_imagenet_backbone(model)
+    freeze_early_layers(model)
     for label_set in ("classification", "detection"):
         model.set_labels(world.class_names, tokenizer, label_set=label_set)
     return model, processor
@@ -81,8 +94,28 @@ def load_imagenet_backbone(model: UniPerceiverV2ForMultiTask) -> None:
     # the source goes on with the classifier's layers, which a backbone does not have
     for name, value in zip(names, tensors, strict=False):
         if target[name].shape != value.shape:
-            raise ValueError(f"Backbone tensor {name} must have the shape {tuple(target[name].shape)}, got {value.shape}.")
+            raise ValueError(
+                f"Backbone tensor {name} must have the shape {tuple(target[name].shape)}, got {value.shape}."
+            )
         target[name].copy_(value)
+
+
+def class_agnostic(folder: Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
+    """Load a pretrained detector with one foreground logit in place of its classes, as section 4.1 asks.
+
+    The class head and the denoising labels start anew, the head with focal prior; everything else is kept.
+    """
+    config = UniPerceiverV2Config.from_pretrained(folder)
+    config.proposal_config.num_classes = 1
+    model = UniPerceiverV2ForMultiTask.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
+    return model, UniPerceiverV2Processor.from_pretrained(folder)
+
+
+def freeze_early_layers(model: UniPerceiverV2ForMultiTask) -> None:
+    """Keep the ImageNet weights up to stride 4 as they are: half of the backbone's backward pass."""
+    backbone = model.model.image_encoder.backbone._backbone
+    for layers in (backbone.conv_stem, backbone.bn1, backbone.blocks[:2]):
+        layers.requires_grad_(False)
 
 
 def training_arguments(output_dir: Path, max_steps: int, **options: Any) -> UniPerceiverV2TrainingArguments:
@@ -91,10 +124,10 @@ def training_arguments(output_dir: Path, max_steps: int, **options: Any) -> UniP
         "output_dir": str(output_dir),
         "max_steps": max_steps,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, max_steps // 50),
+        "warmup_steps": max(1, max_steps // 15),
         "weight_decay": 0.01,
         "logging_steps": 50,
-        "save_steps": 500,
+        "save_steps": 300,
         "save_total_limit": 1,
         "report_to": [],
         "seed": 0,
@@ -121,3 +154,30 @@ def make_trainer(
         processing_class=processor,
         transforms=dict.fromkeys(images, jitter),
     )
+
+
+def save_folder(model: UniPerceiverV2ForMultiTask, processor: UniPerceiverV2Processor, out: Path) -> None:
+    """Write a complete Hugging Face folder: config, weights, tokenizer, processor, generation options."""
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    config = model.config
+    GenerationConfig(
+        max_new_tokens=MAX_CAPTION_TOKENS,
+        bos_token_id=config.bos_token_id,
+        pad_token_id=config.pad_token_id,
+        eos_token_id=config.eos_token_id,
+    ).save_pretrained(out)
+
+
+def load_folder(folder: Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
+    """Load what `save_folder` or the Trainer wrote."""
+    model = UniPerceiverV2ForMultiTask.from_pretrained(folder)
+    return model, UniPerceiverV2Processor.from_pretrained(folder)
+
+
+def evaluators() -> dict[str, Evaluator]:
+    """The default evaluators; in retrieval 300 scenes against 300 captions, the first of each."""
+    return default_evaluators() | {
+        "captioning": CaptioningEvaluator(max_new_tokens=MAX_CAPTION_TOKENS),
+        "retrieval": RetrievalEvaluator(captions_per_image=1),
+    }

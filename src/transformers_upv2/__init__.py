@@ -24,9 +24,10 @@ from transformers_upv2.model.modeling_tasks_upv2 import (
     UniPerceiverV2ForZeroShotImageClassification,
     UniPerceiverV2ForZeroShotObjectDetection,
 )
-from transformers_upv2.model.modeling_upv2 import UniPerceiverV2Model, UniPerceiverV2PreTrainedModel
+from transformers_upv2.model.modeling_upv2 import UniPerceiverV2Model
+from transformers_upv2.model.pretrained_upv2 import UniPerceiverV2PreTrainedModel
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
-
+from transformers_upv2.model.registration import register
 from transformers_upv2.model.tasks import TASKS
 from transformers_upv2.version import __version__
 
@@ -63,7 +64,7 @@ __all__ = [
     *_TRAINING,
 ]
 
-if False: register()
+register()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,16 +2,17 @@ import time
 
 import numpy as np
 import pytest
+from mask_tools import mask_box
 from PIL import Image
 from scipy import ndimage
 
-from transformers_upv2.data.annotation_geometry import decode_mask, encode_mask, mask_box
 from transformers_upv2.data.augmentation import (
     ColorJitter,
     Compose,
     LargeScaleJitter,
     RandomFlip,
 )
+from transformers_upv2.model.coco_masks import decode_segmentation, encode_mask
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def assert_annotations_fit_the_pixels(example):
     """Inside a mask are its color's pixels and outside none, but for a rim blurred by resizing."""
     red = np.asarray(example["image"])[..., 0].astype(int)
     for annotation in example["annotations"]:
-        mask = decode_mask(annotation["segmentation"], *example["image"].size)
+        mask = decode_segmentation(annotation["segmentation"], example["image"].size[::-1])
         has_color = np.abs(red - (100 + 25 * annotation["id"])) <= 3
         assert has_color[ndimage.binary_erosion(mask, iterations=2)].all()
         far = ~ndimage.binary_dilation(mask, iterations=2)

@@ -2,12 +2,13 @@ import hashlib
 
 import numpy as np
 import pytest
+from mask_tools import mask_box
 from PIL import Image
 
-from transformers_upv2.data.annotation_geometry import decode_mask, mask_box
 from transformers_upv2.data.demo_world import WorldSizes, make_world, open_world
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.world_objects import CLASS_NAMES
+from transformers_upv2.model.coco_masks import decode_segmentation
 
 TINY = WorldSizes(scenes=(3, 2, 2), classification=(13, 12, 12), text=(20, 5, 5))
 
@@ -81,7 +82,7 @@ def test_boxes_areas_and_masks_agree(world):
     dataset = world.val["detection"]
     for index in range(len(dataset)):
         for annotation in dataset[index]["annotations"]:
-            mask = decode_mask(annotation["segmentation"], 128, 128)
+            mask = decode_segmentation(annotation["segmentation"], (128, 128))
             assert mask_box(mask) == annotation["bbox"]
             assert mask.sum() == annotation["area"]
 

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from transformers_upv2.data.examples import DataError, load_image, require_keys
+from transformers_upv2.data.examples import DataError, load_image
+from transformers_upv2.data.json_files import require_keys
 
 ROTATED_90 = 6  # EXIF orientation: stored on its side
 
@@ -29,6 +30,8 @@ def test_exif_rotation_follows_the_annotated_frame(tmp_path, annotated_size, tur
     image = load_image(tmp_path / "rotated.png", annotated_size)
     expected = np.rot90(pixels, -1) if turned else pixels
     np.testing.assert_array_equal(np.asarray(image)[..., 0], expected)
+    # whoever gets the image must not find a rotation left to apply
+    np.testing.assert_array_equal(np.asarray(ImageOps.exif_transpose(image))[..., 0], expected)
 
 
 def test_size_of_neither_frame_is_an_error(tmp_path):

@@ -111,3 +111,17 @@ def test_tokenizer_without_a_mask_token_is_an_error():
 
     with pytest.raises(ValueError, match="must have a mask token"):
         MaskingVocabulary.from_tokenizer(NoMask())
+
+
+def test_special_tokens_end_words_even_without_a_space():
+    """Ids: 0 special, 1 letters without a space before them, 2 a mark."""
+    flags = np.eye(3, dtype=bool)
+    by_hand = MaskingVocabulary(
+        mask_token_id=0,
+        is_special=flags[0],
+        starts_with_space=np.zeros(3, dtype=bool),
+        is_space=np.zeros(3, dtype=bool),
+        is_punctuation=flags[2],
+    )
+    numbers = number_words(np.array([[0, 1, 1, 2, 0, 1, 0], [1, 0, 0, 1, 1, 1, 2]]), by_hand)
+    assert numbers.tolist() == [[-1, 0, 0, 1, -1, 2, -1], [0, -1, -1, 1, 1, 1, 2]]

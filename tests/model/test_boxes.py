@@ -105,3 +105,13 @@ def test_canvas_conversion_keeps_pixels():
 def test_canvas_conversion_of_one_image():
     on_canvas = image_to_canvas_boxes(torch.tensor([[0.5, 0.5, 1.0, 1.0]]), torch.tensor([32, 64]), (64, 64))
     assert on_canvas.tolist() == [[0.5, 0.25, 1.0, 0.5]]
+
+
+def test_canvas_may_differ_from_image_to_image():
+    boxes, image_sizes = random_boxes(2, 5), torch.tensor([[60, 100], [128, 64]])
+    canvases = torch.tensor([[64, 128], [128, 64]])
+    together = image_to_canvas_boxes(boxes, image_sizes, canvases)
+    for index, canvas in enumerate(canvases.tolist()):
+        alone = image_to_canvas_boxes(boxes[index], image_sizes[index], tuple(canvas))
+        torch.testing.assert_close(together[index], alone)
+    torch.testing.assert_close(canvas_to_image_boxes(together, image_sizes, canvases), boxes)

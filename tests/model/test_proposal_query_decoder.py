@@ -2,6 +2,9 @@ import math
 
 import pytest
 import torch
+from transformers.models.grounding_dino.modeling_grounding_dino import (
+    encode_sinusoidal_position_embedding,
+)
 
 from transformers_upv2.model import proposal_query_decoder
 from transformers_upv2.model.boxes import inverse_sigmoid, masks_to_boxes, xyxy_to_cxcywh
@@ -38,16 +41,16 @@ def inputs(batch=2, seed=1):
 
 
 def record_layers(decoder):
-    """Return two lists that a forward call fills: outputs of the layers, boxes they get."""
-    outputs, boxes = [], []
+    """Return two lists that a forward call fills: outputs of the layers and their arguments."""
+    outputs, arguments = [], []
 
     def record(module, args, output):
         outputs.append(output)
-        boxes.append(args[2])
+        arguments.append(args)
 
     for layer in decoder.layers:
         layer.register_forward_hook(record)
-    return outputs, boxes
+    return outputs, arguments
 
 
 def denoising_queries(noise_seed=0):
@@ -90,6 +93,54 @@ def test_selected_queries_are_those_with_the_highest_logit():
     torch.testing.assert_close(prior[0], prior_box_logits(shapes[::-1])[0][best])
 
 
+def test_cells_without_a_valid_prior_box_carry_no_features():
+    decoder = build()
+    decoder.num_queries = 100  # select all
+    selected, prior = decoder._select(torch.randn(1, 100, 32), [(1, 100)])
+    is_invalid = prior.isinf().all(-1)
+    assert is_invalid.sum() == 2  # the first and the last center are beyond the margin
+    empty = decoder.memory_norm(decoder.memory_projection.bias)
+    torch.testing.assert_close(selected[is_invalid], empty.expand(2, -1))
+
+
+def test_encoder_proposals_move_their_prior_boxes():
+    decoder = build()
+    levels, shapes, features = inputs()
+    _, _, training = decoder(levels, shapes, features, None, all_predictions=True)
+    selected, prior = decoder._select(torch.cat(levels[::-1], dim=1), shapes[::-1])
+    expected = (decoder.box_head(selected) + prior).sigmoid()
+    torch.testing.assert_close(training.matching.boxes[0], expected)
+
+
+def test_layers_read_the_maps_coarse_to_fine():
+    decoder = build()
+    _, arguments = record_layers(decoder)
+    levels, shapes, features = inputs()
+    decoder(levels, shapes, features)
+    for _, _, _, memory, layer_shapes, _ in arguments:
+        assert layer_shapes == shapes[::-1]
+        assert torch.equal(memory, torch.cat([levels[2], levels[1], levels[0]], dim=1))
+
+
+def test_query_positions_encode_boxes_as_y_x_w_h():
+    decoder = build()
+    _, arguments = record_layers(decoder)
+    decoder(*inputs())
+    for _, codes, boxes, *_ in arguments:
+        # swaps x and y by itself
+        expected = encode_sinusoidal_position_embedding(boxes, num_pos_feats=16)
+        torch.testing.assert_close(codes, decoder.box_position_head(expected))
+
+
+def test_layers_get_detached_queries_and_boxes():
+    decoder = build()
+    _, arguments = record_layers(decoder)
+    decoder(*inputs())
+    assert not arguments[0][0].requires_grad
+    assert arguments[1][0].requires_grad
+    assert [args[2].requires_grad for args in arguments] == [False, False]
+
+
 def test_first_boxes_surround_the_first_masks(monkeypatch):
     decoder = build()
     embeddings, features = torch.randn(2, NUM_QUERIES, 32), torch.randn(2, 32, 16, 12)
@@ -103,7 +154,7 @@ def test_first_boxes_surround_the_first_masks(monkeypatch):
 @torch.no_grad()
 def test_heads_follow_the_official_order_of_norms():
     decoder = build(num_layers=1).eval()
-    raw, references = record_layers(decoder)
+    raw, arguments = record_layers(decoder)
     semantic, last, training = decoder(*inputs())
     assert training is None
     once = decoder.decoder_norm(raw[0])
@@ -111,17 +162,17 @@ def test_heads_follow_the_official_order_of_norms():
     torch.testing.assert_close(semantic, once)
     torch.testing.assert_close(last.class_logits[0], decoder.class_head(twice))
     torch.testing.assert_close(last.mask_embeddings[0], decoder.mask_head(twice))
-    expected = (decoder.box_head(once) + inverse_sigmoid(references[0])).sigmoid()
+    expected = (decoder.box_head(once) + inverse_sigmoid(arguments[0][2])).sigmoid()
     torch.testing.assert_close(last.boxes[0], expected)
 
 
 @torch.no_grad()
 def test_next_layer_starts_from_the_box_without_norm():
     decoder = build(num_layers=2).eval()
-    raw, references = record_layers(decoder)
+    raw, arguments = record_layers(decoder)
     decoder(*inputs())
-    expected = (decoder.box_head(raw[0]) + inverse_sigmoid(references[0])).sigmoid()
-    torch.testing.assert_close(references[1], expected)
+    expected = (decoder.box_head(raw[0]) + inverse_sigmoid(arguments[0][2])).sigmoid()
+    torch.testing.assert_close(arguments[1][2], expected)
 
 
 def test_boxes_look_forward_twice():

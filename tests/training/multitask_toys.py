@@ -47,7 +47,7 @@ class ToyModel(nn.Module):
         self.dropout = dropout
         self.calls = []
 
-    def forward(self, task: str, x: Tensor, y: Tensor, index: Tensor, step_seed: int):
+    def forward(self, task: str, x: Tensor, y: Tensor, index: Tensor, step_seed: int = 0):
         if self.training:
             self.calls.append((task, index.tolist(), step_seed))
         hidden = torch.dropout(self.trunk(x).tanh(), self.dropout, self.training)

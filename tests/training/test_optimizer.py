@@ -3,7 +3,10 @@
 import copy
 import io
 import math
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -347,3 +350,11 @@ def test_frozen_parameters_stay():
     optimizer.begin_step("a")
     optimizer.step()
     assert torch.equal(params[0], before)
+
+
+@pytest.mark.slow
+def test_sharded_parameters_move_like_whole_ones():
+    script = Path(__file__).with_name("fsdp_toy.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from transformers_upv2.model.coco_masks import decode_segmentation, encode_mask
+
 Segmentation = list[list[float]] | dict[str, Any]
 
 
@@ -58,24 +60,6 @@ def to_rle(segmentation: Segmentation, width: int, height: int) -> dict[str, Any
             return coco_mask.frPyObjects(segmentation, height, width)
         return segmentation
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-
-
-def decode_mask(segmentation: Segmentation, width: int, height: int) -> np.ndarray:
-    """Return the mask of a segmentation, ``(height, width)`` bool."""
-    return coco_mask.decode(to_rle(segmentation, width, height)).astype(bool)
-
-
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """Return a mask, ``(height, width)`` bool, as compressed RLE that JSON can hold."""
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-
-
-def mask_box(mask: np.ndarray) -> list[float]:
-    """Return the tight box of a mask, ``(height, width)`` bool, that is not empty."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    left, top = float(columns[0]), float(rows[0])
-    return [left, top, float(columns[-1]) + 1 - left, float(rows[-1]) + 1 - top]
 
 
 class Placement:
@@ -159,7 +143,8 @@ class Placement:
         return {**annotation, "segmentation": moved, "bbox": box, "area": area}
 
     def _move_rle(self, segmentation: dict[str, Any]) -> dict[str, Any]:
-        return encode_mask(self.move_mask(decode_mask(segmentation, *self.old_size)))
+        width, height = self.old_size
+        return encode_mask(self.move_mask(decode_segmentation(segmentation, (height, width))))
 
     def _move_polygons(self, polygons: list[list[float]], is_cut: bool) -> list[list[float]]:
         moved = [self.move_points(np.array(polygon).reshape(-1, 2)) for polygon in polygons]

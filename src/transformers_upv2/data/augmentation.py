@@ -5,15 +5,14 @@ from ``rng``. Examples without ``annotations`` are transformed the same way. Whi
 task is the caller's choice: a mirror image is wrong for digits and for captions that say "left".
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageEnhance
 
 from transformers_upv2.data.annotation_geometry import Placement
-
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+from transformers_upv2.data.examples import Transform
 
 
 class Compose:

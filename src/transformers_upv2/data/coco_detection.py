@@ -4,7 +4,6 @@ Format: https://cocodataset.org/#format-data. Works on the file as it is: catego
 crowd regions, images without annotations, polygons and run-length codes.
 """
 
-import json
 import math
 from collections import defaultdict
 from pathlib import Path
@@ -13,37 +12,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from transformers_upv2.data.annotation_geometry import Placement, clip_box
-from transformers_upv2.data.examples import DataError, DetectionExample, load_image, require_keys
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object.
-
-    Raises:
-        DataError: If the file is missing, is not JSON or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: the annotation file must exist, but there is none.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: the annotation file must be JSON, but got: {error}.") from error
-    return dict(require_keys(content, (), f"{path}: the content"))
-
-
-def index_by_id(items: list[Any], keys: tuple[str, ...], where: str) -> dict[int, dict[str, Any]]:
-    """Return the items of a COCO list by their ``id``, which must be unique.
-
-    Raises:
-        DataError: If an item lacks one of ``keys`` or an id occurs twice.
-    """
-    by_id: dict[int, dict[str, Any]] = {}
-    for number, item in enumerate(items):
-        require_keys(item, ("id", *keys), f"{where}[{number}]")
-        if item["id"] in by_id:
-            raise DataError(f"{where}[{number}]: `id` must be unique, got {item['id']} twice.")
-        by_id[item["id"]] = item
-    return by_id
+from transformers_upv2.data.examples import DataError, DetectionExample, load_image
+from transformers_upv2.data.json_files import index_by_id, read_json, require_keys
 
 
 class CocoDetection(Dataset[DetectionExample]):

@@ -18,7 +18,6 @@ from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from transformers_upv2.data.annotation_geometry import encode_mask
 from transformers_upv2.data.coco_detection import CocoDetection
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.image_captions import ImageCaptions
@@ -34,6 +33,7 @@ from transformers_upv2.data.world_text import (
     scene_signature,
 )
 from transformers_upv2.data.world_tokenizer import train_tokenizer
+from transformers_upv2.model.coco_masks import encode_mask
 
 SPLITS = ("train", "val", "test")
 FIRST_CATEGORY_ID, CATEGORY_ID_STEP = 3, 4  # 3, 7, 11, ...: ids with gaps, as COCO's

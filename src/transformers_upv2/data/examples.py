@@ -4,11 +4,14 @@ An example is a plain dict. A reader is a map-style ``torch.utils.data.Dataset``
 example; which kind a training task takes is stated in ``transformers_upv2.model.tasks``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 from PIL import Image, ImageOps
+
+Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
 class DataError(ValueError):
@@ -76,7 +79,9 @@ def load_image(path: str | Path, annotated_size: tuple[int, int] | None = None) 
         with Image.open(path) as file:
             stored_size = file.size
             if annotated_size is not None and tuple(annotated_size) == stored_size:
-                return file.convert("RGB")
+                image = file.convert("RGB")
+                image.info.clear()  # or whoever gets the image would apply its EXIF rotation
+                return image
             image = ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image file must exist, but there is none.") from error
@@ -88,17 +93,3 @@ def load_image(path: str | Path, annotated_size: tuple[int, int] | None = None) 
             f" or as stored {stored_size}, got {tuple(annotated_size)}."
         )
     return image
-
-
-def require_keys(item: object, keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
-    """Return ``item`` if it is a mapping with all ``keys``.
-
-    Raises:
-        DataError: If it is not; the message starts with ``where`` and names the missing keys.
-    """
-    if not isinstance(item, Mapping):
-        raise DataError(f"{where} must be a JSON object, got {type(item).__name__}.")
-    missing = [key for key in keys if key not in item]
-    if missing:
-        raise DataError(f"{where} must have the keys {list(keys)}, missing {missing}.")
-    return item

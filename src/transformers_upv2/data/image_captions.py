@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from transformers_upv2.data.coco_detection import index_by_id, read_json
-from transformers_upv2.data.examples import CaptionExample, DataError, load_image, require_keys
+from transformers_upv2.data.examples import CaptionExample, DataError, load_image
+from transformers_upv2.data.json_files import index_by_id, read_json, require_keys
 
 
 class ImageCaptions(Dataset[CaptionExample]):

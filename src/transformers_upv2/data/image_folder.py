@@ -4,8 +4,8 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from transformers_upv2.data.coco_detection import read_json
 from transformers_upv2.data.examples import ClassificationExample, DataError, load_image
+from transformers_upv2.data.json_files import read_json
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 

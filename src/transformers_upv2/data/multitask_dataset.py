@@ -1,16 +1,15 @@
 """The examples of one training task: keyed randomness, replaced bad samples, weighted mixtures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.examples import DataError, Transform
 
 REPLACEMENT = crc32(b"replacement")  # keeps the choice of replacements apart from the draws
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 
 def task_generator(seed: int, task: str, *key: int) -> np.random.Generator:

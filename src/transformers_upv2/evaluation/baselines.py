@@ -4,7 +4,7 @@ Every baseline is a set of predictions that was made without the model, scored b
 its task. The training split may be used, the answers of the test split may not.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -132,9 +132,10 @@ def consensus_caption(train_captions: Sequence[Sequence[str]]) -> str:
     images_with = Counter(phrase for image in counts for phrase in set().union(*image))
     rarity = {phrase: np.log(len(counts) / count) for phrase, count in images_with.items()}
     vectors = [_weigh_phrases(phrases, rarity) for image in counts for phrases in image]
-    total: Counter[Phrase] = Counter()
+    total: defaultdict[Phrase, float] = defaultdict(float)
     for vector in vectors:
-        total.update(vector)
+        for phrase, weight in vector.items():
+            total[phrase] += weight
     likeness = [sum(weight * total[phrase] for phrase, weight in v.items()) for v in vectors]
     captions = [text for texts in train_captions for text in texts]
     return captions[int(np.argmax(likeness))]
@@ -191,7 +192,7 @@ def _count_phrases(caption: str) -> Counter[Phrase]:
 def _weigh_phrases(counts: Counter[Phrase], rarity: Mapping[Phrase, float]) -> dict[Phrase, float]:
     """Return the weight of each phrase; the weights of all phrases of one length have norm one."""
     weights = {phrase: count * rarity[phrase] for phrase, count in counts.items()}
-    squares: Counter[int] = Counter()
+    squares: defaultdict[int, float] = defaultdict(float)
     for phrase, weight in weights.items():
         squares[len(phrase)] += weight**2
     return {phrase: w / squares[len(phrase)] ** 0.5 for phrase, w in weights.items() if w > 0}

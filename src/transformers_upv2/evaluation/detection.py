@@ -95,6 +95,7 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         view = self.view(model)
         check_class_names(view, dataset)
         read = processor.image_processor
+        category_ids: list[int] = dataset.category_ids  # type: ignore[attr-defined]
         image_ids: list[int] = []
         boxes: list[CocoResult] = []
         masks: list[CocoResult] = []
@@ -105,12 +106,17 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
                 ids = [example["image_id"] for example in examples]
                 options = {"threshold": 0.0, "target_sizes": sizes, "top_k": self.top_k}
                 found = read.post_process_object_detection(outputs, **options)
-                boxes += write_results(ids, found, dataset.category_ids, write_boxes)
+                boxes += write_results(ids, found, category_ids, write_boxes)
                 if self.with_masks:
                     found = read.post_process_instances(outputs, **options)
-                    masks += write_results(ids, found, dataset.category_ids, write_masks)
+                    masks += write_results(ids, found, category_ids, write_masks)
                 image_ids += ids
-        return DetectionPredictions(dataset.annotation_file, image_ids, boxes, masks if self.with_masks else None)
+        return DetectionPredictions(
+            annotation_file=dataset.annotation_file,  # type: ignore[attr-defined]
+            image_ids=image_ids,
+            boxes=boxes,
+            masks=masks if self.with_masks else None,
+        )
 
     def score(self, predictions: DetectionPredictions) -> dict[str, float]:
         """Return ``box_ap``, ``box_ap50``, ... and the same with ``mask_``.

@@ -85,7 +85,7 @@ class TaskEvaluator(ABC, Generic[PredictionsT]):
         """
         return self.score(self.predict(model, processor, dataset, batch_size=batch_size, progress=progress))
 
-    def view(self, model: PreTrainedModel) -> Any:
+    def view(self, model: Any) -> Any:
         """Return `model` as a `task_class` that shares its parameters."""
         if self.task_class is None or isinstance(model, self.task_class):
             return model

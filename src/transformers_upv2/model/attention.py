@@ -1,4 +1,6 @@
-"""Attention shared by the text encoder and the unified decoder: masks, and keys and values that are kept or dropped."""
+"""Attention shared by text encoder and unified decoder: masks, and keys and values that are kept or dropped."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +43,8 @@ def attend(
     Returns:
         ``(batch, queries, heads * head_dim)``.
     """
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention_forward
-    )
+    config: Any = module.config
+    interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
     output, _ = interface(
         module,
         query,

@@ -36,9 +36,7 @@ def generalized_box_iou(boxes: Tensor, other_boxes: Tensor, eps: float = 1e-6) -
     """
     low, other_low = boxes[..., :2], other_boxes[..., :2]
     high, other_high = boxes[..., 2:], other_boxes[..., 2:]
-    intersection = _area(
-        torch.minimum(high, other_high) - torch.maximum(low, other_low), clamp=True
-    )
+    intersection = _area(torch.minimum(high, other_high) - torch.maximum(low, other_low), clamp=True)
     hull = _area(torch.maximum(high, other_high) - torch.minimum(low, other_low), clamp=True)
     union = _area(high - low) + _area(other_high - other_low) - intersection
     return intersection / (union + eps) - (hull - union) / (hull + eps)
@@ -95,9 +93,7 @@ def masks_to_boxes(masks: Tensor, variant: str = "bitmask") -> Tensor:
     return (boxes + boxes.new_tensor([0, 0, 1, 1])).masked_fill(is_empty[..., None], 0)
 
 
-def image_to_canvas_boxes(
-    boxes: Tensor, image_sizes: Tensor, canvas_size: tuple[int, int] | Tensor
-) -> Tensor:
+def image_to_canvas_boxes(boxes: Tensor, image_sizes: Tensor, canvas_size: tuple[int, int] | Tensor) -> Tensor:
     """Express boxes that are relative to the real image relative to its canvas.
 
     The image lies in the top left corner of the canvas, so only a scale is needed.
@@ -113,9 +109,7 @@ def image_to_canvas_boxes(
     return boxes * _canvas_scale(boxes, image_sizes, canvas_size)
 
 
-def canvas_to_image_boxes(
-    boxes: Tensor, image_sizes: Tensor, canvas_size: tuple[int, int] | Tensor
-) -> Tensor:
+def canvas_to_image_boxes(boxes: Tensor, image_sizes: Tensor, canvas_size: tuple[int, int] | Tensor) -> Tensor:
     """Express boxes that are relative to the canvas relative to the real image.
 
     The inverse of :func:`image_to_canvas_boxes`; a box that reaches into the padding ends up
@@ -132,9 +126,7 @@ def canvas_to_image_boxes(
     return boxes / _canvas_scale(boxes, image_sizes, canvas_size)
 
 
-def _canvas_scale(
-    boxes: Tensor, image_sizes: Tensor, canvas_size: tuple[int, int] | Tensor
-) -> Tensor:
+def _canvas_scale(boxes: Tensor, image_sizes: Tensor, canvas_size: tuple[int, int] | Tensor) -> Tensor:
     """Return the share of the canvas that the image fills, as (w, h, w, h), ``(..., 1, 4)``."""
     canvas = torch.as_tensor(canvas_size, dtype=boxes.dtype, device=boxes.device)
     share = image_sizes.to(boxes) / canvas

@@ -87,9 +87,9 @@ def average_variants(embeddings: Tensor, counts: Sequence[int]) -> Tensor:
     """
     if all(count == 1 for count in counts):
         return embeddings
-    label = torch.repeat_interleave(
-        torch.arange(len(counts)), torch.tensor(counts), output_size=len(embeddings)
-    ).to(embeddings.device)
+    label = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts), output_size=len(embeddings)).to(
+        embeddings.device
+    )
     sums = embeddings.new_zeros(len(counts), embeddings.shape[1]).index_add(0, label, embeddings)
     return F.normalize(sums, dim=-1)
 

@@ -1,8 +1,8 @@
 """How a caption is laid out: words, and slots that predict them (design of the captioning task).
 
-The sequence is ``<s> w_1..w_T`` followed by slots ``s_1..s_{T+1}``. Slot i is a ``<mask>`` with the position of w_i; it
-sees the image, ``<s>``, the words before w_i and itself, and predicts w_i, the last one ``</s>``. The text encoder runs
-under the same mask as g, or future words would leak through it.
+The sequence is ``<s> w_1..w_T`` followed by slots ``s_1..s_{T+1}``. Slot i is a ``<mask>`` with the position of w_i;
+it sees the image, ``<s>``, the words before w_i and itself, and predicts w_i, the last one ``</s>``. The text encoder
+runs under the same mask as g, or future words would leak through it.
 
 Not stated in the paper, chosen here: masks inside RoBERTa as well (the layout itself is inherited from Uni-Perceiver).
 """
@@ -67,9 +67,7 @@ def training_layout(
     )
 
 
-def step_layout(
-    input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, mask_token_id: int
-) -> CaptionLayout:
+def step_layout(input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, mask_token_id: int) -> CaptionLayout:
     """Lay out the new words of a generation step and the one slot that predicts the next.
 
     Args:

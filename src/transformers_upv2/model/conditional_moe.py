@@ -119,13 +119,9 @@ class ConditionalFeedForward(nn.Module):
         merged_routes: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        self.merged_routes = None if merged_routes is None else tuple(merged_routes)
+        self.merged_routes = tuple(merged_routes or ())
         num_sets = num_experts if merged_routes is None else len(merged_routes)
-        self.gate = (
-            AttributeGate(hidden_size, num_experts, num_experts_per_group)
-            if merged_routes is None
-            else None
-        )
+        self.gate = AttributeGate(hidden_size, num_experts, num_experts_per_group) if merged_routes is None else None
         self.up_projection = ExpertLinear(hidden_size, intermediate_size, num_sets)
         self.down_projection = ExpertLinear(intermediate_size, hidden_size, num_sets)
 

@@ -5,7 +5,7 @@ A misspelt field is an error here, although transformers would keep it silently.
 
 import dataclasses
 import difflib
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -13,6 +13,16 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .presets import PRESETS
 from .tasks import ROUTES
+
+# Types of fields that a caller may leave out. A type checker only sees what `__post_init__` makes of them.
+if TYPE_CHECKING:
+    SubConfig = Any
+    TokenId = Any
+    LabelSets = Any
+else:
+    SubConfig = dict | PreTrainedConfig | None
+    TokenId = int | None
+    LabelSets = dict[str, Any] | None
 
 # Keys that transformers itself passes to a config beside the declared fields.
 _KEYS_OF_TRANSFORMERS = {
@@ -38,9 +48,7 @@ def _refuse_unknown_fields(config: PreTrainedConfig, extra: dict[str, Any]) -> N
             continue
         close = difflib.get_close_matches(key, known, n=1)
         hint = f" Did you mean `{close[0]}`?" if close else ""
-        raise ValueError(
-            f"{type(config).__name__} has no field `{key}`.{hint} Remove it or correct its name."
-        )
+        raise ValueError(f"{type(config).__name__} has no field `{key}`.{hint} Remove it or correct its name.")
 
 
 class _StrictFieldsMixin:
@@ -149,9 +157,7 @@ class UniPerceiverV2DecoderConfig(_StrictFieldsMixin, PreTrainedConfig):
             )
         for route in self.merged_routes or ():
             if route not in ROUTES:
-                raise ValueError(
-                    f"`merged_routes` must hold names of {sorted(ROUTES)}, got {route!r}."
-                )
+                raise ValueError(f"`merged_routes` must hold names of {sorted(ROUTES)}, got {route!r}.")
 
 
 @strict
@@ -176,7 +182,7 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
         share_temperature: One τ for all tasks, as the paper writes, instead of one per family.
         max_logit_scale: Upper bound of 1/τ.
         label_smoothing: Of classification and retrieval.
-        region_loss_weight: Weight of the class loss of proposals beside the proposal network's own losses.
+        region_loss_weight: Weight of the class losses of proposals beside the proposal network's own losses.
         proposal_loss_weight: Weight of the proposal network's losses.
         vocabulary_sample_size: Vocabulary candidates of a training step beside the batch's own words; a vocabulary
             that is not larger is used whole.
@@ -201,10 +207,10 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
         "decoder_config": SubConfigSpec(config_class=UniPerceiverV2DecoderConfig),
     }
 
-    backbone_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    proposal_config: dict | PreTrainedConfig | None = None
-    decoder_config: dict | PreTrainedConfig | None = None
+    backbone_config: SubConfig = None
+    text_config: SubConfig = None
+    proposal_config: SubConfig = None
+    decoder_config: SubConfig = None
     num_attention_pools: int = 10
     num_proposals: int = 200
     pooled_mask_size: int = 28
@@ -218,12 +224,12 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
     proposal_loss_weight: float | int = 1.0
     vocabulary_sample_size: int = 2048
     initializer_range: float | int = 0.02
-    label_sets: dict[str, Any] | None = None
-    bos_token_id: int | None = 0
-    pad_token_id: int | None = 1
-    eos_token_id: int | None = 2
-    unk_token_id: int | None = 3
-    mask_token_id: int | None = None
+    label_sets: LabelSets = None
+    bos_token_id: TokenId = 0
+    pad_token_id: TokenId = 1
+    eos_token_id: TokenId = 2
+    unk_token_id: TokenId = 3
+    mask_token_id: TokenId = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)

@@ -1,4 +1,4 @@
-"""Gathering features from all processes with their gradients."""
+"""What processes tell each other: counts, and features with their gradients."""
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,31 @@ def world_size() -> int:
 def rank() -> int:
     """Index of this process; 0 where torch.distributed is not in use."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """Average a count over all processes, at least one; losses are averaged over processes later."""
+    count = count.float()
+    if world_size() > 1:
+        dist.all_reduce(count)
+        count = count / world_size()
+    return count.clamp(min=1.0)
+
+
+def true_on_any_rank(flags: Tensor) -> Tensor:
+    """Combine the boolean tensors of all processes, of one shape, by "or"."""
+    if world_size() == 1:
+        return flags
+    counts = flags.to(torch.uint8)
+    dist.all_reduce(counts, dist.ReduceOp.MAX)
+    return counts.bool()
+
+
+def of_first_rank(values: Tensor) -> Tensor:
+    """Replace a tensor, of one shape on all processes, by that of the first process."""
+    if world_size() > 1:
+        dist.broadcast(values, src=0)
+    return values
 
 
 class _GatherWithGradient(torch.autograd.Function):

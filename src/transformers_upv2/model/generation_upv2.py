@@ -12,7 +12,7 @@ from .caption_layout import step_layout
 from .image_encoding import ImageEncoding
 from .modeling_tasks_upv2 import UniPerceiverV2TaskModel
 from .outputs import VocabularyOutput
-from .task_forward import captioning, prefix_mask, vocabulary_logits
+from .task_forward import captioning, match_texts, prefix_mask, vocabulary_logits
 
 
 @dataclass
@@ -72,13 +72,12 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             padding = model.config.pad_token_id
             ids = labels.masked_fill(labels < 0, padding)
             mask = (ids != padding).long()
-            output = captioning(model, pixel_values, pixel_mask, ids, mask, image_encoding)
+            output = captioning(model, pixel_values, pixel_mask, image_encoding, input_ids=ids, attention_mask=mask)
             return CaptioningOutput(**output)
         encoding = model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         if input_ids is None:
-            input_ids = torch.full(
-                (len(encoding), 1), model.config.bos_token_id, device=model.device
-            )
+            input_ids = torch.full((len(encoding), 1), model.config.bos_token_id, device=model.device)
+        encoding = match_texts(encoding, len(input_ids))
         if cache is None and use_cache:
             cache = DynamicCache()
         past = 0 if cache is None else cache.get_seq_length()
@@ -91,9 +90,7 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             model.config.mask_token_id,
         )
         model.check_encoding(encoding)
-        slots = model.decode_caption(
-            layout, encoding if past == 0 else None, prefix_mask(encoding), cache
-        )
+        slots = model.decode_caption(layout, encoding if past == 0 else None, prefix_mask(encoding), cache)
         return CaptioningOutput(logits=vocabulary_logits(model, slots), cache=cache)
 
     @torch.no_grad()
@@ -120,21 +117,13 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             Token ids with ``<s>``, or what the options ask for.
 
         Raises:
-            ValueError: If the images and the beginnings differ in number.
+            ValueError: If there are several images and another number of beginnings.
         """
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None:
-            input_ids = torch.full(
-                (len(encoding), 1), self.config.bos_token_id, device=self.device
-            )
-        if len(encoding) == 1 and len(input_ids) > 1:
-            encoding = encoding.repeat_interleave(len(input_ids))
-        if len(encoding) != len(input_ids):
-            raise ValueError(
-                "There must be one image for all beginnings or one for each, got "
-                f"{len(encoding)} images and {len(input_ids)} beginnings."
-            )
+            input_ids = torch.full((len(encoding), 1), self.config.bos_token_id, device=self.device)
+        encoding = match_texts(encoding, len(input_ids))
         return super().generate(input_ids, image_encoding=encoding, **kwargs)
 
     def _prepare_cache_for_generation(
@@ -148,9 +137,9 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
         self,
         expand_size: int = 1,
         is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
         **model_kwargs: Any,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
         encoding = model_kwargs.pop("image_encoding", None)
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size,
@@ -159,7 +148,5 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             **model_kwargs,
         )
         if encoding is not None:
-            model_kwargs["image_encoding"] = (
-                encoding if expand_size == 1 else encoding.repeat_interleave(expand_size)
-            )
+            model_kwargs["image_encoding"] = encoding if expand_size == 1 else encoding.repeat_interleave(expand_size)
         return input_ids, model_kwargs

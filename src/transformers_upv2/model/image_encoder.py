@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoBackbone
+from transformers import initialization as init
 
 from .boxes import image_to_canvas_boxes
 from .configuration_upv2 import UniPerceiverV2Config, UniPerceiverV2ProposalConfig
@@ -67,6 +68,11 @@ class ImageEncoder(nn.Module):
         self.grid_type = nn.Parameter(torch.empty(config.hidden_size))
         self.proposal_type = nn.Parameter(torch.empty(config.hidden_size))
 
+    def reset_parameters(self, std: float) -> None:
+        """Fill the embeddings of the kinds of tokens."""
+        for parameter in (self.pooled_type, self.grid_type, self.proposal_type):
+            init.normal_(parameter, std=std)
+
     def canvas_size(self, height: int, width: int) -> tuple[int, int]:
         """Round a size up to the divisor."""
         divisor = self.size_divisor
@@ -84,21 +90,21 @@ class ImageEncoder(nn.Module):
             The encoding, padded to the largest canvas.
         """
         canvases = [self.canvas_size(*size) for size in image_sizes.tolist()]
-        groups = {canvas: [] for canvas in canvases}
+        groups: dict[tuple[int, int], list[int]] = {canvas: [] for canvas in canvases}
         for index, canvas in enumerate(canvases):
             groups[canvas].append(index)
         parts = []
         for canvas, members in groups.items():
-            index = torch.tensor(members, device=pixel_values.device)
-            output, maps = self._propose(pixel_values[index], image_sizes[index], canvas)
-            encoding = self._encode(output, maps, image_sizes[index], canvas)
+            rows = torch.tensor(members, device=pixel_values.device)
+            output, maps = self._propose(pixel_values[rows], image_sizes[rows], canvas)
+            encoding = self._encode(output, maps, image_sizes[rows], canvas)
             if not keep_mask_features:
                 encoding.mask_features = None
             parts.append(encoding)
         if len(parts) == 1:
             return parts[0]
         order = torch.tensor([i for members in groups.values() for i in members]).argsort()
-        return _join(parts, self.global_tokens.pools.num_pools)[order.to(pixel_values.device)]
+        return _join(parts)[order.to(pixel_values.device)]
 
     def forward_training(
         self, pixel_values: Tensor, image_sizes: Tensor, labels: Sequence[dict[str, Any]] | None
@@ -117,7 +123,7 @@ class ImageEncoder(nn.Module):
         canvas = self.canvas_size(*pixel_values.shape[-2:])
         targets = None if labels is None else self._targets(labels, image_sizes, canvas)
         output, maps = self._propose(pixel_values, image_sizes, canvas, targets)
-        if targets is None:
+        if labels is None or targets is None:
             return self._encode(output, maps, image_sizes, canvas), None
         terms, matched = self.proposal_network.losses(output, targets)
         query_labels = torch.full(output.class_logits.shape[:2], -1, device=pixel_values.device)
@@ -216,6 +222,32 @@ class ImageEncoder(nn.Module):
         )
 
 
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
+    """Read the real height and width of each image, ``(batch, 2)``, from its mask.
+
+    Raises:
+        ValueError: If the mask does not fit the images, or marks no rectangle in the top left corner of one.
+    """
+    height, width = pixel_values.shape[-2:]
+    if pixel_mask is None:
+        return torch.tensor([[height, width]], device=pixel_values.device).repeat(len(pixel_values), 1)
+    if pixel_mask.shape != (len(pixel_values), height, width):
+        raise ValueError(
+            f"`pixel_mask` must have the shape {(len(pixel_values), height, width)} of `pixel_values`, got "
+            f"{tuple(pixel_mask.shape)}."
+        )
+    real = pixel_mask.bool()
+    sizes = torch.stack([real.any(dim=2).sum(dim=1), real.any(dim=1).sum(dim=1)], dim=1)
+    rows = torch.arange(height, device=real.device) < sizes[:, :1]
+    columns = torch.arange(width, device=real.device) < sizes[:, 1:]
+    if not bool((sizes > 0).all()) or not torch.equal(real, rows[:, :, None] & columns[:, None, :]):
+        raise ValueError(
+            "`pixel_mask` must mark at least one pixel in every image, and only a rectangle in the top left corner. "
+            "Pad images on the right and below."
+        )
+    return sizes
+
+
 def _proposal_network(channels: Sequence[int], config: UniPerceiverV2ProposalConfig) -> ProposalNetwork:
     """Translate the config; the network itself knows none."""
     settings = ProposalSettings(
@@ -263,15 +295,12 @@ def _grid_mask(image_sizes: Tensor, canvas: tuple[int, int], last_map: Tensor) -
     return (tops < image_sizes[:, :1])[:, :, None] & (lefts < image_sizes[:, 1:])[:, None, :]
 
 
-def _join(parts: Sequence[ImageEncoding], num_pools: int) -> ImageEncoding:
+def _join(parts: Sequence[ImageEncoding]) -> ImageEncoding:
     """Pad encodings of different canvases to the most grid tokens and the largest map, and stack them."""
     num_proposals = parts[0].boxes.shape[1]
     most = max(part.tokens.shape[1] for part in parts)
-    largest = [
-        max(part.mask_features.shape[axis] for part in parts)
-        for axis in (-2, -1)
-        if parts[0].mask_features is not None
-    ]
+    maps = [part.mask_features for part in parts if part.mask_features is not None]
+    largest = [max((features.shape[axis] for features in maps), default=0) for axis in (-2, -1)]
     for part in parts:
         missing = most - part.tokens.shape[1]
         # behind the grid: pooled tokens, grid, padding, proposals

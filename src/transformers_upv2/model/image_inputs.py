@@ -51,7 +51,8 @@ def pil_to_rgb(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: If the image is empty or broken or its mode has no defined range.
     """
-    name = f"'{image.filename}'" if getattr(image, "filename", "") else f"of mode '{image.mode}'"
+    file = getattr(image, "filename", "")
+    name = f"'{file}'" if file else f"of mode '{image.mode}'"
     if 0 in image.size:
         raise ValueError(f"An image must have at least one pixel, got a size of {image.size}.")
     if image.mode == "F":
@@ -63,33 +64,29 @@ def pil_to_rgb(image: Image.Image) -> np.ndarray:
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             gray = np.asarray(image).clip(0, 65535).astype(np.uint16)
-            return np.repeat(to_eight_bits(gray)[..., None], 3, axis=-1)
-        return convert_to_rgb(image, return_numpy=True)
+            return np.repeat(to_eight_bits(gray).numpy()[..., None], 3, axis=-1)
+        return np.asarray(convert_to_rgb(image, return_numpy=True))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"The image {name} cannot be decoded: {error}") from error
 
 
-def to_eight_bits(array: np.ndarray | Tensor) -> np.ndarray | Tensor:
+def to_eight_bits(array: np.ndarray | Tensor) -> Tensor:
     """Bring 16-bit integers and booleans to the range 0..255 that the rescaling expects.
 
     Args:
         array: Pixels of any shape. Other types are taken as 0..255 already.
 
     Returns:
-        The pixels; uint8 if they had to change.
+        The pixels, as a tensor of the same shape; uint8 if they had to change.
 
     Raises:
         ValueError: If floating point values are not finite.
     """
-    values = torch.from_numpy(np.ascontiguousarray(array)) if _is_numpy(array) else array
+    values = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
     if values.dtype == torch.bool:
-        values = values.to(torch.uint8) * 255
-    elif values.dtype == torch.uint16:
-        values = (values.to(torch.float32) / SIXTEEN_TO_EIGHT_BITS).round().to(torch.uint8)
-    elif values.is_floating_point() and not torch.isfinite(values).all():
+        return values.to(torch.uint8) * 255
+    if values.dtype == torch.uint16:
+        return (values.to(torch.float32) / SIXTEEN_TO_EIGHT_BITS).round().to(torch.uint8)
+    if values.is_floating_point() and not torch.isfinite(values).all():
         raise ValueError("`images` must hold finite numbers, got NaN or infinity.")
-    return values.numpy() if _is_numpy(array) else values
-
-
-def _is_numpy(array: np.ndarray | Tensor) -> bool:
-    return isinstance(array, np.ndarray)
+    return values

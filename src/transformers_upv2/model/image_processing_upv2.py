@@ -24,7 +24,6 @@ from transformers.image_utils import (
     SizeDict,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import ModelOutput
 
 from .coco_labels import labels_from_coco, resize_and_pad_labels
 from .image_inputs import open_image, pil_to_rgb, to_eight_bits
@@ -122,7 +121,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
             return image_url_or_urls[None]  # gray
         return super().fetch_images(image_url_or_urls)
 
-    def process_image(self, image: ImageInput, **kwargs: Any) -> Tensor:
+    def process_image(self, image: Image.Image | np.ndarray | Tensor, **kwargs: Any) -> Tensor:
         """Turn one image into a tensor.
 
         Args:
@@ -153,7 +152,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         Returns:
             ``(..., channels, new height, new width)``.
         """
-        height, width = resized_size(tuple(image.shape[-2:]), size)
+        height, width = resized_size(_size(image), size)
         return super().resize(image, SizeDict(height=height, width=width), **kwargs)
 
     def _preprocess(
@@ -177,8 +176,8 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
                 options["image_mean"],
                 options["image_std"],
             )
-        images = reorder_images(groups, order)
-        sizes = [tuple(image.shape[-2:]) for image in images]
+        images = list(reorder_images(groups, order))
+        sizes = [_size(image) for image in images]
         padded_size = _padded_size(sizes, options)
         data = {"pixel_values": torch.stack([_pad(image, padded_size) for image in images])}
         if options["do_pad"]:
@@ -197,7 +196,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
 
     def post_process_object_detection(
         self,
-        outputs: ModelOutput,
+        outputs: Any,
         threshold: float = 0.5,
         target_sizes: TargetSizes = None,
         top_k: int | None = 100,
@@ -225,7 +224,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
 
     def post_process_instances(
         self,
-        outputs: ModelOutput,
+        outputs: Any,
         target_sizes: TargetSizes,
         top_k: int | None = 100,
         threshold: float = 0.0,
@@ -250,7 +249,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
 
     def post_process_instance_segmentation(
         self,
-        outputs: ModelOutput,
+        outputs: Any,
         threshold: float = 0.5,
         mask_threshold: float = 0.5,
         overlap_mask_area_threshold: float = 0.8,
@@ -306,17 +305,18 @@ def resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int]
     Raises:
         ValueError: If ``size`` has another form.
     """
-    _check_size(size)
-    if size.height:
-        return size.height, size.width
-    if size.shortest_edge:
-        sides = get_size_with_aspect_ratio(image_size, size.shortest_edge, size.longest_edge)
+    given = _check_size(size)
+    if "height" in given:
+        return given["height"], given["width"]
+    longest = given["longest_edge"]
+    if "shortest_edge" in given:
+        height, width = get_size_with_aspect_ratio(image_size, given["shortest_edge"], longest)
     else:
-        sides = [round(side * size.longest_edge / max(image_size)) for side in image_size]
-    return max(1, sides[0]), max(1, sides[1])
+        height, width = (round(side * longest / max(image_size)) for side in image_size)
+    return max(1, height), max(1, width)
 
 
-def _check_size(size: SizeDict) -> None:
+def _check_size(size: SizeDict | dict[str, int]) -> dict[str, int]:
     """Refuse sizes without a bound on both sides: a panorama must not grow without limit."""
     given = dict(size)
     forms = ({"height", "width"}, {"longest_edge"}, {"shortest_edge", "longest_edge"})
@@ -325,6 +325,12 @@ def _check_size(size: SizeDict) -> None:
             "`size` must have the keys {'height', 'width'}, {'longest_edge'} or "
             f"{{'shortest_edge', 'longest_edge'}} with positive values, got {given}."
         )
+    return given
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    """(height, width) of an image, ``(..., height, width)``."""
+    return image.shape[-2], image.shape[-1]
 
 
 def _labels_of_batch(
@@ -339,8 +345,7 @@ def _labels_of_batch(
         raise ValueError(
             f"`annotations` must hold one dict for each image, got {len(annotations)} for {len(images)} images."
         )
-    sizes = [tuple(image.shape[-2:]) for image in images]
-    return [labels_from_coco(target, size) for target, size in zip(annotations, sizes)]
+    return [labels_from_coco(target, _size(image)) for target, image in zip(annotations, images)]
 
 
 def _padded_size(sizes: list[tuple[int, int]], options: dict[str, Any]) -> tuple[int, int]:

@@ -87,9 +87,9 @@ class GlobalTokens(nn.Module):
             Pooled tokens ``(batch, M', D)`` and grid tokens ``(batch, H/32 * W/32, D)``.
         """
         grid = feature_map.flatten(2).transpose(1, 2)  # (batch, cells, C)
-        position = encode_grid(tuple(feature_map.shape[-2:]), self.hidden_size, device=feature_map.device).flatten(
-            1, 2
-        )  # (1, cells, D)
+        height, width = feature_map.shape[-2:]
+        position = encode_grid((height, width), self.hidden_size, device=feature_map.device)
+        position = position.flatten(1, 2)  # (1, cells, D)
         tokens = self.grid_norm(self.grid_projection(grid)) + position.to(grid.dtype)
         return self.pools(grid, grid_mask.flatten(1)), tokens
 

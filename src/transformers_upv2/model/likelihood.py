@@ -44,9 +44,7 @@ class Likelihood(nn.Module):
         self.output_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
         self.output_projection = nn.Linear(hidden_size, hidden_size)
         families = TEMPERATURE_FAMILIES[:1] if shared else TEMPERATURE_FAMILIES
-        self.log_logit_scale = nn.ParameterDict(
-            {family: nn.Parameter(torch.empty(())) for family in families}
-        )
+        self.log_logit_scale = nn.ParameterDict({family: nn.Parameter(torch.empty(())) for family in families})
         self.region_bias = nn.Parameter(torch.empty(()))
         self.reset_parameters()
 

@@ -7,11 +7,10 @@ a focal loss per label for the classes of proposals, so that a label's score doe
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from .distributed import gather_with_gradient, rank, world_size
+from .distributed import gather_with_gradient, mean_over_ranks, rank, world_size
 
 FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2.0
@@ -59,7 +58,7 @@ def region_focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
         Scalar.
     """
     targets = F.one_hot(labels.clamp(min=0), logits.shape[-1]).float() * (labels >= 0)[..., None]
-    return sigmoid_focal(logits.float(), targets).sum() / _mean_over_ranks((labels >= 0).sum())
+    return sigmoid_focal(logits.float(), targets).sum() / mean_over_ranks((labels >= 0).sum())
 
 
 def region_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -74,12 +73,31 @@ def region_softmax_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     matched = labels >= 0
     total = F.cross_entropy(logits[matched].float(), labels[matched], reduction="sum")
-    return total / _mean_over_ranks(matched.sum())
+    return total / mean_over_ranks(matched.sum())
 
 
-def pair_loss(
-    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, label_smoothing: float
-) -> Tensor:
+def region_losses(detection_score: str, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Losses of the classes of proposals.
+
+    Eq. 7 teaches what tells the labels apart; in focal mode a second term makes each label's score independent of the
+    other labels. The focal term alone would first pull all labels into one direction, that of the foreground, and
+    stay there: measured on the demo world, 500 updates without any class learned.
+
+    Args:
+        detection_score: ``config.detection_score``.
+        logits: ``(batch, N, labels)``.
+        labels: Index of each proposal's true label, -1 for background, ``(batch, N)``.
+
+    Returns:
+        Terms by name, scalars.
+    """
+    terms = {"loss_region": region_softmax_loss(logits, labels)}
+    if detection_score == "focal":
+        terms["loss_region_focal"] = region_focal_loss(logits, labels)
+    return terms
+
+
+def pair_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, label_smoothing: float) -> Tensor:
     """Symmetric contrastive loss over the pairs of all processes.
 
     Args:
@@ -115,7 +133,7 @@ def encode_sharded(candidate_ids: Tensor, encode: Callable[[Tensor], Tensor]) ->
     if ranks == 1:
         return encode(candidate_ids)
     share = -(-len(candidate_ids) // ranks)
-    padded = F.pad(candidate_ids, (0, share * ranks - len(candidate_ids)), value=candidate_ids[0])
+    padded = F.pad(candidate_ids, (0, share * ranks - len(candidate_ids)), value=int(candidate_ids[0]))
     own = padded[rank() * share : (rank() + 1) * share]
     return gather_with_gradient(encode(own))[: len(candidate_ids)]
 
@@ -130,16 +148,16 @@ def vocabulary_loss(logits: Tensor, candidate_ids: Tensor, labels: Tensor) -> Te
 
     Returns:
         Scalar; 0 if nothing was asked.
+
+    Raises:
+        ValueError: If an answer is not one of the candidates.
     """
-    targets = torch.searchsorted(candidate_ids, labels)
+    targets = torch.searchsorted(candidate_ids, labels).clamp(max=len(candidate_ids) - 1)
+    unknown = labels[candidate_ids[targets] != labels]
+    if len(unknown):
+        raise ValueError(
+            f"Words to predict must be candidates, got the token ids {sorted(set(unknown.tolist()))}. "
+            "`<s>`, `<pad>`, `<unk>` and `<mask>` cannot be predicted; set their `labels` to -100."
+        )
     total = F.cross_entropy(logits.float(), targets, reduction="sum")
-    return total / _mean_over_ranks(torch.tensor(len(labels), device=logits.device))
-
-
-def _mean_over_ranks(count: Tensor) -> Tensor:
-    """Average of a count over all processes, at least one; losses are averaged over processes later."""
-    count = count.float()
-    if world_size() > 1:
-        dist.all_reduce(count)
-        count = count / world_size()
-    return count.clamp(min=1.0)
+    return total / mean_over_ranks(torch.tensor(len(labels), device=logits.device))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .candidates import build_label_set
 from .configuration_upv2 import UniPerceiverV2Config
 from .image_encoding import ImageEncoding
-from .modeling_upv2 import UniPerceiverV2Model, UniPerceiverV2PreTrainedModel
+from .modeling_upv2 import UniPerceiverV2Model
 from .outputs import (
     ImageClassificationOutput,
     ImageTextOutput,
@@ -23,6 +23,7 @@ from .outputs import (
     TaskOutput,
     VocabularyOutput,
 )
+from .pretrained_upv2 import UniPerceiverV2PreTrainedModel
 from .task_forward import (
     TASK_FORWARD,
     classification,
@@ -31,6 +32,7 @@ from .task_forward import (
     full_masks,
     image_text_output,
     language_modeling,
+    match_texts,
     retrieval,
     vocabulary_logits,
 )
@@ -42,9 +44,7 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
 
     label_set: ClassVar[str | None] = None
 
-    def __init__(
-        self, config: UniPerceiverV2Config, model: UniPerceiverV2Model | None = None
-    ) -> None:
+    def __init__(self, config: UniPerceiverV2Config, model: UniPerceiverV2Model | None = None) -> None:
         super().__init__(config)
         self.model = UniPerceiverV2Model(config) if model is None else model
         self._present_labels()
@@ -60,9 +60,9 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         Returns:
             A task model; training one trains the other.
         """
-        base = getattr(model, "model", model)
+        base: Any = getattr(model, "model", model)
         view = cls(copy.copy(base.config), model=base)
-        return view.train(model.training)
+        return view.train(base.training)
 
     def _present_labels(self) -> None:
         labels = self.config.label_sets.get(self.label_set)
@@ -90,9 +90,7 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         """
         name = label_set or self.label_set
         if name is None:
-            raise ValueError(
-                f"`label_set` must be given, since {type(self).__name__} presents none, got None."
-            )
+            raise ValueError(f"`label_set` must be given, since {type(self).__name__} presents none, got None.")
         # one dict for the model and all its views
         self.model.config.label_sets[name] = build_label_set(labels, tokenizer, templates)
         self._present_labels()
@@ -121,12 +119,16 @@ class UniPerceiverV2ForMultiTask(UniPerceiverV2TaskModel):
             **batch: The arguments of that task, see ``TASK_FORWARD``.
 
         Returns:
-            The task's output with its loss.
+            The task's output; while training only its loss and the terms.
 
         Raises:
             ValueError: If there is no such task.
         """
-        return TASK_FORWARD[get_task(task).name](self.model, **batch)
+        output = TASK_FORWARD[get_task(task).name](self.model, **batch)
+        if not self.training:
+            return output
+        # data-parallel training waits for a gradient of everything that is returned
+        return TaskOutput(loss=output.loss, loss_terms=output.loss_terms)
 
 
 class UniPerceiverV2ForImageClassification(UniPerceiverV2TaskModel):
@@ -234,7 +236,7 @@ class UniPerceiverV2ForZeroShotImageClassification(UniPerceiverV2TaskModel):
         task = TASKS["classification"]
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         images = self.model.decode_image(encoding, task.input_routes[0])[:, 0]
-        texts = self.model.encode_candidates(input_ids, _or_ones(attention_mask, input_ids))
+        texts = self.model.encode_candidates(*_texts(input_ids, attention_mask))
         return image_text_output(self.model, encoding, images, texts, task.temperature)
 
 
@@ -263,7 +265,9 @@ class UniPerceiverV2ForZeroShotObjectDetection(UniPerceiverV2TaskModel):
             Logits ``(batch, N, labels)`` whose sigmoid is the score, and boxes ``(batch, N, 4)``.
         """
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
-        attention_mask = _or_ones(attention_mask, input_ids)
+        input_ids, attention_mask = _texts(input_ids, attention_mask)
+        if input_ids.ndim == 3:
+            encoding = match_texts(encoding, len(input_ids))
         length = input_ids.shape[-1]
         candidates = self.model.encode_candidates(
             input_ids.reshape(-1, length), attention_mask.reshape(-1, length)
@@ -303,8 +307,10 @@ class UniPerceiverV2ForImageTextRetrieval(UniPerceiverV2TaskModel):
         Returns:
             Logits of every image for every text; a contrastive loss if there are as many of both.
         """
-        mask = _or_ones(attention_mask, input_ids)
-        return retrieval(self.model, pixel_values, pixel_mask, input_ids, mask, image_encoding)
+        input_ids, attention_mask = _texts(input_ids, attention_mask)
+        return retrieval(
+            self.model, pixel_values, pixel_mask, image_encoding, input_ids=input_ids, attention_mask=attention_mask
+        )
 
 
 class UniPerceiverV2ForMaskedLM(UniPerceiverV2TaskModel):
@@ -327,17 +333,22 @@ class UniPerceiverV2ForMaskedLM(UniPerceiverV2TaskModel):
             labels: True token ids, -100 where not asked, ``(batch, tokens)``, to get a loss.
 
         Returns:
-            Logits ``(batch, tokens, vocab_size)``.
+            Logits ``(batch, tokens, vocab_size)``; while training with ``labels`` only the loss.
         """
-        mask = _or_ones(attention_mask, input_ids)
+        input_ids, mask = _texts(input_ids, attention_mask)
         output = VocabularyOutput()
         if labels is not None:
             output = language_modeling(self.model, input_ids, mask, labels)
+            if self.model.training:  # scoring the whole vocabulary would cost more than the step
+                return output
         route = TASKS["language_modeling"].input_routes[0]
         embeddings = self.model.decode_text(input_ids, mask, route)[:, 1:]
         output.logits = vocabulary_logits(self.model, embeddings)
         return output
 
 
-def _or_ones(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor:
-    return torch.ones_like(input_ids) if attention_mask is None else attention_mask
+def _texts(input_ids: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Complete the texts of a call: they must be there, and without a mask all tokens are real."""
+    if input_ids is None:
+        raise ValueError("`input_ids` must hold the texts to compare with, got None. Tokenize them first.")
+    return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -4,74 +4,30 @@ Reference: Uni-Perceiver v2 (https://arxiv.org/abs/2211.09808), sections 3 and 4
 """
 
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
 from .attention import additive_mask
-from .candidates import (
-    CandidateCache,
-    average_variants,
-    freeze_ids,
-    pad_ids,
-    weights_fingerprint,
-)
+from .candidates import CandidateCache, average_variants, freeze_ids, pad_ids, weights_fingerprint
 from .caption_layout import CaptionLayout
-from .conditional_moe import ExpertLinear, TokenGroup
+from .conditional_moe import TokenGroup
 from .configuration_upv2 import UniPerceiverV2Config
-from .image_encoder import ImageEncoder
+from .image_encoder import ImageEncoder, image_sizes
 from .image_encoding import ImageEncoding
-from .image_tokens import AttentionPools
 from .likelihood import Likelihood
 from .outputs import UniPerceiverV2ModelOutput
+from .pretrained_upv2 import UniPerceiverV2PreTrainedModel
 from .tasks import TASKS
 from .text_encoder import TextEncoder
 from .unified_decoder import UnifiedDecoder
 
 CANDIDATE_CHUNK = 1024
 """Candidates that are encoded in one pass."""
-
-
-class UniPerceiverV2PreTrainedModel(PreTrainedModel):
-    """What all classes share with transformers: config, initialisation, attention."""
-
-    config: UniPerceiverV2Config
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _no_split_modules: ClassVar[list[str]] = [
-        "UnifiedDecoderLayer",
-        "ProposalEncoderLayer",
-        "ProposalDecoderLayer",
-        "RobertaLayer",
-    ]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        std = self.config.initializer_range
-        if isinstance(module, ExpertLinear | AttentionPools):
-            module.reset_parameters(std)
-        elif isinstance(module, ImageEncoder):
-            for parameter in (module.pooled_type, module.grid_type, module.proposal_type):
-                init.normal_(parameter, std=std)
-        elif isinstance(module, UniPerceiverV2Model):
-            init.normal_(module.spe_token, std=std)
-            init.normal_(module.text_type, std=std)
-        elif type(module).__module__.startswith(_PACKAGE) and hasattr(module, "reset_parameters"):
-            module.reset_parameters()
-
-
-_PACKAGE = __name__.rpartition(".")[0] + "."
 
 
 class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
@@ -102,6 +58,11 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         )
         self.candidate_cache = CandidateCache()
         self.post_init()
+
+    def reset_parameters(self) -> None:
+        """Fill the two tokens that belong to no part."""
+        for parameter in (self.spe_token, self.text_type):
+            init.normal_(parameter, std=self.config.initializer_range)
 
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's word embeddings."""
@@ -161,9 +122,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
 
     # --- g: decoding ---------------------------------------------------------------------------
 
-    def run_decoder(
-        self, tokens: Tensor, token_mask: Tensor, route: str, step_seed: int | None = None
-    ) -> Tensor:
+    def run_decoder(self, tokens: Tensor, token_mask: Tensor, route: str, step_seed: int | None = None) -> Tensor:
         """Run g over [SPE] and a sequence of one route, and embed every output.
 
         Args:
@@ -182,9 +141,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         groups = [TokenGroup(route, states.shape[1])]
         return self.likelihood.embed(self.decoder(states, mask, groups, step_seed))
 
-    def decode_image(
-        self, encoding: ImageEncoding, route: str, step_seed: int | None = None
-    ) -> Tensor:
+    def decode_image(self, encoding: ImageEncoding, route: str, step_seed: int | None = None) -> Tensor:
         """g(f(x)) of images, computed once for each route of an encoding.
 
         Args:
@@ -206,11 +163,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         return encoding.decoded[route]
 
     def decode_text(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        route: str,
-        step_seed: int | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor, route: str, step_seed: int | None = None
     ) -> Tensor:
         """g(f(x)) of texts.
 
@@ -234,7 +187,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         cache: Cache | None = None,
         step_seed: int | None = None,
     ) -> Tensor:
-        """g over an image, words and slots; only the slots are read.
+        """Run g over an image, words and slots; only the slots are read.
 
         Args:
             layout: Words and slots of this pass.
@@ -247,13 +200,8 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             Unit vectors of the slots, ``(batch, slots, D)``.
         """
         dtype = self.spe_token.dtype
-        states = self.text_encoder(
-            layout.input_ids,
-            layout.position_ids,
-            additive_mask(layout.allowed, dtype),
-            cache,
-            layout.num_words,
-        )
+        text_mask = additive_mask(layout.allowed, dtype)
+        states = self.text_encoder(layout.input_ids, layout.position_ids, text_mask, cache, layout.num_words)
         states = states + self.text_type
         length = states.shape[1]
         seen = prefix_mask[:, None, :].expand(-1, length, -1)
@@ -265,9 +213,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             spe = self.spe_token.expand(len(states), 1, -1)
             states = torch.cat([spe.to(dtype), encoding.tokens, states], dim=1)
             unseen = allowed.new_zeros(len(states), prefix, layout.allowed.shape[2])
-            image_rows = torch.cat(
-                [prefix_mask[:, None, :].expand(-1, prefix, -1), unseen], dim=2
-            )
+            image_rows = torch.cat([prefix_mask[:, None, :].expand(-1, prefix, -1), unseen], dim=2)
             allowed = torch.cat([image_rows, allowed], dim=1)
             groups = [TokenGroup("caption_image", prefix), *groups]
             num_kept += prefix
@@ -292,11 +238,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
     # --- candidates ----------------------------------------------------------------------------
 
     def encode_candidates(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        route: str = "label",
-        step_seed: int | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor, route: str = "label", step_seed: int | None = None
     ) -> Tensor:
         """Encode candidates: [SPE] and the text's tokens, read at [SPE].
 
@@ -309,15 +251,13 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         Returns:
             Unit vectors, ``(candidates, D)``.
         """
-        chunks = list(
-            zip(input_ids.split(CANDIDATE_CHUNK), attention_mask.split(CANDIDATE_CHUNK))
-        )
+        chunks = list(zip(input_ids.split(CANDIDATE_CHUNK), attention_mask.split(CANDIDATE_CHUNK)))
         if len(chunks) > 4:
             chunks = tqdm(chunks, desc="Encoding candidates", unit_scale=CANDIDATE_CHUNK)
         encoded = [self.decode_text(ids, mask, route, step_seed)[:, 0] for ids, mask in chunks]
         return torch.cat(encoded)
 
-    def label_candidates(self, label_set: str, step_seed: int | None = None) -> Tensor:
+    def label_candidates(self, label_set: str | None, step_seed: int | None = None) -> Tensor:
         """Encode a named label set; kept until the weights change.
 
         Args:
@@ -350,9 +290,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
     def vocabulary_ids(self) -> Tensor:
         """Token ids that can be predicted: all but ``<s> <pad> <unk> <mask>``, ascending."""
         config = self.config
-        excluded = torch.tensor(
-            [config.bos_token_id, config.pad_token_id, config.unk_token_id, config.mask_token_id]
-        )
+        excluded = torch.tensor([config.bos_token_id, config.pad_token_id, config.unk_token_id, config.mask_token_id])
         ids = torch.arange(config.vocab_size)
         return ids[~torch.isin(ids, excluded)].to(self.spe_token.device)
 
@@ -369,15 +307,13 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         begin = torch.full_like(token_ids, self.config.bos_token_id)
         end = torch.full_like(token_ids, self.config.eos_token_id)
         input_ids = torch.stack([begin, token_ids, end], dim=1)
-        return self.encode_candidates(
-            input_ids, torch.ones_like(input_ids), "vocabulary", step_seed
-        )
+        return self.encode_candidates(input_ids, torch.ones_like(input_ids), "vocabulary", step_seed)
 
     def vocabulary_candidates(self) -> Tensor:
         """Encode the whole vocabulary, in the order of `vocabulary_ids`; kept until the weights change."""
-        return self.candidate_cache.get(
-            self, "vocabulary", lambda: self.encode_vocabulary(self.vocabulary_ids())
-        )
+        if self.training:
+            return self.encode_vocabulary(self.vocabulary_ids())
+        return self.candidate_cache.get(self, "vocabulary", lambda: self.encode_vocabulary(self.vocabulary_ids()))
 
     # --- what transformers expects -------------------------------------------------------------
 
@@ -432,7 +368,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
                 "Pass either an image (`pixel_values` or `image_encoding`) or a text (`input_ids`), "
                 f"got {'both' if has_image else 'neither'}."
             )
-        if has_image:
+        if input_ids is None:
             return self.get_image_features(pixel_values, pixel_mask, image_encoding)
         return self.get_text_features(input_ids, attention_mask)
 
@@ -449,40 +385,12 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         Raises:
             ValueError: If neither or both are given, or if masks are asked of an encoding that kept none.
         """
-        if (pixel_values is None) == (image_encoding is None):
+        if pixel_values is not None and image_encoding is None:
+            return self.encode_image(pixel_values, pixel_mask, keep_mask_features=keep_mask_features)
+        if image_encoding is None or pixel_values is not None:
             raise ValueError(
-                "Pass either `pixel_values` or `image_encoding`, got "
-                f"{'neither' if pixel_values is None else 'both'}."
-            )
-        if image_encoding is None:
-            return self.encode_image(
-                pixel_values, pixel_mask, keep_mask_features=keep_mask_features
+                f"Pass either `pixel_values` or `image_encoding`, got {'neither' if pixel_values is None else 'both'}."
             )
         if keep_mask_features and image_encoding.mask_features is None:
-            raise ValueError(
-                "Full masks need an encoding made with `encode_image(..., keep_mask_features=True)`."
-            )
+            raise ValueError("Full masks need an encoding made with `encode_image(..., keep_mask_features=True)`.")
         return image_encoding
-
-
-def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
-    """Read the real height and width of each image, ``(batch, 2)``, from its mask.
-
-    Raises:
-        ValueError: If the mask does not fit the images, or marks no pixel of one.
-    """
-    height, width = pixel_values.shape[-2:]
-    if pixel_mask is None:
-        return torch.tensor([[height, width]], device=pixel_values.device).repeat(
-            len(pixel_values), 1
-        )
-    if pixel_mask.shape != (len(pixel_values), height, width):
-        raise ValueError(
-            f"`pixel_mask` must have the shape {(len(pixel_values), height, width)} of `pixel_values`, got "
-            f"{tuple(pixel_mask.shape)}."
-        )
-    real = pixel_mask.bool()
-    sizes = torch.stack([real.any(dim=2).sum(dim=1), real.any(dim=1).sum(dim=1)], dim=1)
-    if not bool((sizes > 0).all()):
-        raise ValueError("`pixel_mask` must mark at least one real pixel in every image.")
-    return sizes

@@ -51,7 +51,7 @@ class ObjectDetectionOutput(TaskOutput):
         pred_boxes: cxcywh in [0, 1] of the real image, ``(batch, N, 4)``.
         image_sizes: Height and width of the real image in pixels of the input, ``(batch, 2)``.
         objectness_logits: Foreground logits, ``(batch, N)``.
-        pred_masks: Mask logits over the padded input at stride 4, ``(batch, N, H/4, W/4)``; instance segmentation only.
+        pred_masks: Mask logits over the padded input at stride 4, ``(batch, N, H/4, W/4)``, for instance segmentation.
     """
 
     pred_boxes: Tensor | None = None
@@ -79,4 +79,4 @@ class ImageTextOutput(TaskOutput):
 
 @dataclass
 class VocabularyOutput(TaskOutput):
-    """``logits``: for every token of the vocabulary, ``(batch, tokens, vocab_size)``; special tokens get the minimum."""
+    """``logits``: for every token of the vocabulary, ``(batch, tokens, vocab_size)``; special ones get the minimum."""

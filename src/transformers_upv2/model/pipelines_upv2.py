@@ -26,12 +26,17 @@ from transformers.pipelines import (
 
 from .configuration_upv2 import UniPerceiverV2Config
 from .image_index import ImageIndex, list_images, stack_embeddings
+from .image_processing_upv2 import UniPerceiverV2ImageProcessor
 from .processing_upv2 import UniPerceiverV2Processor
 
 
-class _SavesFolder:
-    """Mixin of pipelines that save all that any of our tasks can load."""
+class _SavesFolder(Pipeline):
+    """Base of pipelines that save all that any of our tasks can load."""
 
+    model: Any
+    processor: Any
+    image_processor: UniPerceiverV2ImageProcessor
+    tokenizer: PreTrainedTokenizerBase
     tokenizer_to_save: PreTrainedTokenizerBase | None = None
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
@@ -48,11 +53,11 @@ class _SavesFolder:
 
 
 class _OverStockTask(_SavesFolder):
-    """Mixin of pipelines that are registered over a stock task, see the module docstring."""
+    """Base of pipelines that are registered over a stock task, see the module docstring."""
 
     stock_class: ClassVar[type[Pipeline]]
 
-    def __new__(cls, model: Any, *args: Any, **kwargs: Any) -> Pipeline:
+    def __new__(cls, model: Any, *args: Any, **kwargs: Any) -> Any:
         """Give other models the stock pipeline."""
         if model.config.model_type != UniPerceiverV2Config.model_type:
             return cls.stock_class(model, *args, **kwargs)
@@ -140,7 +145,7 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         return {name: value.to(self.device) for name, value in tokens.items()}
 
     def postprocess(
-        self, model_outputs: list[dict[str, Any]], threshold: float = 0.1, top_k: int | None = None
+        self, model_outputs: list[Any], threshold: float = 0.1, top_k: int | None = None
     ) -> list[dict[str, Any]]:
         """Read the detections of one image.
 
@@ -167,7 +172,7 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         ]
 
 
-class ImageCaptioningPipeline(_SavesFolder, Pipeline):
+class ImageCaptioningPipeline(_SavesFolder):
     """Caption images: ``pipeline("image-captioning", model=folder)("photo.jpg")``.
 
     Args of a call: an image (path, URL, PIL image), a list, a generator or a dataset of them;
@@ -218,7 +223,7 @@ class ImageCaptioningPipeline(_SavesFolder, Pipeline):
         return [{"generated_text": text.strip()} for text in texts]
 
 
-class ImageTextRetrievalPipeline(_SavesFolder, Pipeline):
+class ImageTextRetrievalPipeline(_SavesFolder):
     """Index images once, then find them by text or by image.
 
     ```
@@ -276,12 +281,16 @@ class ImageTextRetrievalPipeline(_SavesFolder, Pipeline):
         Raises:
             ValueError: If there is no index.
         """
+        self._searched_index()
+        return super().__call__(inputs, **kwargs)
+
+    def _searched_index(self) -> ImageIndex:
         if self.index is None:
             raise ValueError(
                 "There must be an index to search in, got none. Call `build_index(folder)` or set "
                 "`index` to a saved one."
             )
-        return super().__call__(inputs, **kwargs)
+        return self.index
 
     def _sanitize_parameters(
         self, top_k: int | None = None, embed_only: bool | None = None
@@ -306,8 +315,9 @@ class ImageTextRetrievalPipeline(_SavesFolder, Pipeline):
         """Search with one embedding, or only return it, ``(1, D)``."""
         if embed_only:
             return model_outputs["embedding"]
-        scores, positions = self.index.search(model_outputs["embedding"], top_k)
+        index = self._searched_index()
+        scores, positions = index.search(model_outputs["embedding"], top_k)
         return [
-            {"score": score, "image": self.index.names[position]}
+            {"score": score, "image": index.names[position]}
             for score, position in zip(scores[0].tolist(), positions[0].tolist())
         ]

@@ -30,9 +30,7 @@ def encode_positions(positions: Tensor, num_features: int) -> Tensor:
     if num_features % 2:
         raise ValueError(f"`num_features` must be even (sine and cosine), got {num_features}.")
     exponents = torch.arange(0, num_features, 2, dtype=torch.float32, device=positions.device)
-    angles = (
-        positions.float()[..., None] * (2 * math.pi) / TEMPERATURE ** (exponents / num_features)
-    )
+    angles = positions.float()[..., None] * (2 * math.pi) / TEMPERATURE ** (exponents / num_features)
     return torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(-2)
 
 
@@ -60,9 +58,7 @@ def encode_grid(
     num_features = hidden_size // 2
     if mask is None:
         rows = torch.arange(1, height + 1, dtype=torch.float32, device=device) / (height + GRID_EPS)
-        columns = torch.arange(1, width + 1, dtype=torch.float32, device=device) / (
-            width + GRID_EPS
-        )
+        columns = torch.arange(1, width + 1, dtype=torch.float32, device=device) / (width + GRID_EPS)
         row_codes = encode_positions(rows, num_features)[None, :, None, :]
         column_codes = encode_positions(columns, num_features)[None, None, :, :]
         return torch.cat(
@@ -75,9 +71,7 @@ def encode_grid(
     rows, columns = mask.float().cumsum(1), mask.float().cumsum(2)
     rows = rows / (rows[:, -1:, :] + GRID_EPS)
     columns = columns / (columns[:, :, -1:] + GRID_EPS)
-    return torch.cat(
-        (encode_positions(rows, num_features), encode_positions(columns, num_features)), dim=-1
-    )
+    return torch.cat((encode_positions(rows, num_features), encode_positions(columns, num_features)), dim=-1)
 
 
 def encode_boxes(boxes: Tensor, num_features: int, order: Sequence[int] = (0, 1, 2, 3)) -> Tensor:
@@ -95,9 +89,7 @@ def encode_boxes(boxes: Tensor, num_features: int, order: Sequence[int] = (0, 1,
     return encode_positions(boxes[..., list(order)], num_features).flatten(-2)
 
 
-def grid_centers(
-    spatial_shapes: Sequence[tuple[int, int]], device: torch.device | None = None
-) -> Tensor:
+def grid_centers(spatial_shapes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Tensor:
     """List the centers of the cells of several maps, one map after the other, row by row.
 
     Args:

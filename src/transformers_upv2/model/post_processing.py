@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.utils import ModelOutput
 
 from .boxes import cxcywh_to_xyxy
 from .coco_masks import encode_mask
@@ -31,7 +30,7 @@ class Detections(NamedTuple):
 
 
 def select_detections(
-    outputs: ModelOutput, threshold: float, target_sizes: TargetSizes, top_k: int | None
+    outputs: Any, threshold: float, target_sizes: TargetSizes, top_k: int | None
 ) -> list[Detections]:
     """Choose the best (query, class) pairs of each image.
 
@@ -67,7 +66,7 @@ def select_detections(
 
 
 def select_instances(
-    outputs: ModelOutput,
+    outputs: Any,
     threshold: float,
     mask_threshold: float,
     target_sizes: TargetSizes,
@@ -175,7 +174,7 @@ def instances_to_map(instances: dict[str, Tensor], overlap_mask_area_threshold: 
     """
     masks = instances["masks"]
     segmentation = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
-    segments = []
+    segments: list[dict[str, Any]] = []
     for mask, label, score in zip(masks, instances["labels"].tolist(), instances["scores"].tolist()):
         visible = mask & (segmentation == 0)
         area = int(visible.sum())

@@ -11,6 +11,7 @@ D_p is the hidden size of the proposal network.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,10 +49,7 @@ class MultiScaleDeformableAttention(nn.Module):
         """
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(
-                "`hidden_size` must be a multiple of `num_heads`, got "
-                f"{hidden_size} and {num_heads}."
-            )
+            raise ValueError(f"`hidden_size` must be a multiple of `num_heads`, got {hidden_size} and {num_heads}.")
         self.num_heads = num_heads
         self.num_levels = num_levels
         self.num_points = num_points
@@ -118,20 +116,17 @@ class MultiScaleDeformableAttention(nn.Module):
         output = sample_levels(values, spatial_shapes, locations, weights)
         return self.output_proj(output.to(hidden_states.dtype))
 
-    def _locations(
-        self, offsets: Tensor, references: Tensor, spatial_shapes: Sequence[tuple[int, int]]
-    ) -> Tensor:
+    def _locations(self, offsets: Tensor, references: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> Tensor:
         """Add offsets to references, ``(batch, queries, heads, levels, points, 2)`` in [0, 1]."""
         references = references[:, :, None, None, None, :]
         if references.shape[-1] == 2:
-            sizes = [(width, height) for height, width in spatial_shapes]
-            return references + offsets / offsets.new_tensor(sizes)[:, None, :]
+            level_sizes = [(width, height) for height, width in spatial_shapes]
+            return references + offsets / offsets.new_tensor(level_sizes)[:, None, :]
         if references.shape[-1] == 4:
             centers, sizes = references[..., :2], references[..., 2:]
             return centers + offsets * sizes * (0.5 / self.num_points)
         raise ValueError(
-            "`references` must be points (..., 2) or boxes (..., 4), got a last dimension of "
-            f"{references.shape[-1]}."
+            f"`references` must be points (..., 2) or boxes (..., 4), got a last dimension of {references.shape[-1]}."
         )
 
 
@@ -150,19 +145,16 @@ def sample_levels(
         ``(batch, queries, D_p)``.
     """
     batch, queries, heads, _, points, _ = locations.shape
-    grids = (2 * locations - 1).permute(
-        3, 0, 2, 1, 4, 5
-    )  # (levels, batch, heads, queries, points, 2)
-    grids = grids.reshape(-1, batch * heads, queries, points, 2)
-    weights = weights.permute(3, 0, 2, 1, 4).reshape(-1, batch * heads, 1, queries, points)
+    # points before queries: sums over the long last dimension are twice as fast on a CPU
+    grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5)
+    grids = grids.reshape(-1, batch * heads, points, queries, 2)  # (levels, batch * heads, points, queries, 2)
+    weights = weights.permute(3, 0, 2, 4, 1).reshape(-1, batch * heads, 1, points, queries)
     maps = values.transpose(1, 2).reshape(batch * heads, -1, values.shape[1])
     maps = maps.split([height * width for height, width in spatial_shapes], dim=-1)
-    output = 0
-    for shape, cells, grid, weight in zip(
-        spatial_shapes, maps, grids.unbind(0), weights.unbind(0), strict=True
-    ):
+    output = values.new_zeros(())
+    for shape, cells, grid, weight in zip(spatial_shapes, maps, grids, weights, strict=True):
         samples = F.grid_sample(cells.unflatten(-1, shape), grid, align_corners=False)
-        output = output + (samples * weight).sum(dim=-1)
+        output = output + (samples * weight).sum(dim=2)  # (batch * heads, D_p / heads, queries)
     return output.reshape(batch, -1, queries).transpose(1, 2)  # (batch, queries, D_p)
 
 
@@ -190,14 +182,11 @@ class FeedForward(nn.Module):
 class PredictionHead(nn.Module):
     """Linear layers with ReLU between them."""
 
-    def __init__(
-        self, input_size: int, hidden_size: int, output_size: int, num_layers: int
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, output_size: int, num_layers: int) -> None:
         super().__init__()
         sizes = [input_size, *[hidden_size] * (num_layers - 1), output_size]
-        self.layers = nn.ModuleList(
-            nn.Linear(size, next_size) for size, next_size in pairwise(sizes)
-        )
+        layers = nn.ModuleList(nn.Linear(size, next_size) for size, next_size in pairwise(sizes))
+        self.layers = cast("Sequence[nn.Linear]", layers)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

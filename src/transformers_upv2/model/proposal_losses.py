@@ -17,10 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional as F
 
 from .boxes import cxcywh_to_xyxy, generalized_box_iou
+from .distributed import mean_over_ranks
 from .proposal_matcher import (
     ProposalLossSettings,
     ProposalTargets,
@@ -103,13 +104,11 @@ def proposal_losses(
         pairs = _gather_pairs(training, joined, queries)
         rows = _box_rows(pairs, joined)
         if joined.masks is not None:
-            logits, labels = _sample_masks(
-                pairs, joined, mask_features, settings, points, generator
-            )
+            logits, labels = _sample_masks(pairs, joined, mask_features, settings, points, generator)
             rows |= _mask_rows(logits, labels, pairs.is_matched)
         sums = {name: _split_rows(values, training) for name, values in rows.items()}
         sums["loss_ce"] = _class_sums(training, joined, queries, settings)
-        num_boxes = _average_num_targets(len(joined.labels), mask_features.device)
+        num_boxes = mean_over_ranks(torch.tensor(len(joined.labels), device=mask_features.device))
         terms = _name_terms(sums, num_boxes, num_boxes * max(training.num_groups, 1))
     return terms, _indices_per_image(queries[-1], joined)
 
@@ -146,9 +145,7 @@ def sigmoid_focal_loss(logits: Tensor, labels: Tensor, alpha: float, gamma: floa
     return (alpha * labels + (1 - alpha) * (1 - labels)) * wrong_probs**gamma * cross_entropy
 
 
-def select_uncertain_points(
-    mask_logits: Tensor, candidates: Tensor, uniform: Tensor, num_uncertain: int
-) -> Tensor:
+def select_uncertain_points(mask_logits: Tensor, candidates: Tensor, uniform: Tensor, num_uncertain: int) -> Tensor:
     """Choose the candidates where a mask is least decided and add the uniform points.
 
     Args:
@@ -166,30 +163,22 @@ def select_uncertain_points(
     return torch.cat((chosen, uniform), dim=1)
 
 
-def _gather_pairs(
-    training: TrainingPredictions, targets: ProposalTargets, queries: Tensor
-) -> _Pairs:
+def _gather_pairs(training: TrainingPredictions, targets: ProposalTargets, queries: Tensor) -> _Pairs:
     """Look up every target's query in every row; matched rows first, then denoising rows."""
 
-    def gather(
-        predictions: ProposalPredictions, index: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+    def gather(predictions: ProposalPredictions, index: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         return predictions.boxes[index].float(), predictions.mask_embeddings[index].float()
 
     num_predictions, device = len(queries), queries.device
     prediction = torch.arange(num_predictions, device=device)[:, None]
-    boxes, embeddings = gather(
-        training.matching, (prediction, targets.images, queries.clamp(min=0))
-    )
+    boxes, embeddings = gather(training.matching, (prediction, targets.images, queries.clamp(min=0)))
     is_matched = (queries >= 0).float()
     if training.denoising is None:
         return _Pairs(boxes, embeddings, is_matched)
     num_predictions, _, num_queries, _ = training.denoising.boxes.shape
     dn_queries = _denoising_queries(training.num_groups, num_queries, targets)  # (G, N)
     prediction = torch.arange(num_predictions, device=device)[:, None, None]
-    dn_boxes, dn_embeddings = gather(
-        training.denoising, (prediction, targets.images, dn_queries)
-    )  # (P, G, N, ...)
+    dn_boxes, dn_embeddings = gather(training.denoising, (prediction, targets.images, dn_queries))  # (P, G, N, ...)
     return _Pairs(
         torch.cat((boxes, dn_boxes.flatten(0, 1))),
         torch.cat((embeddings, dn_embeddings.flatten(0, 1))),
@@ -227,15 +216,16 @@ def _sample_masks(
     Returns:
         Logits and labels in [0, 1], ``(rows, N, S)`` each.
     """
-    masks = [
+    masks_of_images = [
         torch.einsum("rnd,dhw->rnhw", embeddings, features)
         for embeddings, features in zip(
             pairs.mask_embeddings.split(targets.counts, dim=1), mask_features.unbind(0), strict=True
         )
     ]
-    masks = torch.cat(masks, dim=1)  # (rows, N, H/4, W/4)
+    masks = torch.cat(masks_of_images, dim=1)  # (rows, N, H/4, W/4)
     rows, num_targets = masks.shape[:2]
     masks = masks.flatten(0, 1)
+    assert targets.masks is not None  # the caller asks for mask losses only with masks
     with torch.no_grad():
         chosen = _choose_points(masks, settings, points, generator)  # (rows * N, S, 2)
         by_target = chosen.unflatten(0, (rows, num_targets)).transpose(0, 1).flatten(1, 2)
@@ -276,10 +266,7 @@ def _choose_points(
         candidates = points.candidates.flatten(0, 1).split(sizes)
         uniform = points.uniform.flatten(0, 1).split(sizes)
     return torch.cat(
-        [
-            select_uncertain_points(*inputs, num_uncertain)
-            for inputs in zip(chunks, candidates, uniform, strict=True)
-        ]
+        [select_uncertain_points(*inputs, num_uncertain) for inputs in zip(chunks, candidates, uniform, strict=True)]
     )
 
 
@@ -318,9 +305,7 @@ def _focal_sums(
     """
     logits = predictions.class_logits.float()
     prediction = torch.arange(len(logits), device=logits.device)[:, None, None]
-    index = torch.broadcast_tensors(
-        prediction, targets.images, queries.clamp(min=0), targets.labels
-    )
+    index = torch.broadcast_tensors(prediction, targets.images, queries.clamp(min=0), targets.labels)
     labels = torch.zeros_like(logits)
     labels.index_put_(index, (queries >= 0).to(labels.dtype), accumulate=True)
     losses = sigmoid_focal_loss(logits, labels, settings.focal_alpha, settings.focal_gamma)
@@ -340,7 +325,7 @@ def _name_terms(
     sums: Mapping[str, tuple[Tensor, Tensor]], num_boxes: Tensor, num_dn_boxes: Tensor
 ) -> dict[str, Tensor]:
     """Normalize the sums of each base term and give each prediction its name."""
-    terms = {}
+    terms: dict[str, Tensor] = {}
     for name, (matching, denoising) in sums.items():
         layers = [f"_{index}" for index in range(len(denoising) - 1)]
         suffixes = ["_interm", *layers, "", *[f"_dn{layer}" for layer in layers], "_dn"]
@@ -349,24 +334,13 @@ def _name_terms(
     return terms
 
 
-def _average_num_targets(num_targets: int, device: torch.device) -> Tensor:
-    """Return the number of targets per rank, at least 1."""
-    total = torch.tensor(float(num_targets), device=device)
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(total)  # a sum
-        total = total / distributed.get_world_size()
-    return total.clamp(min=1)
-
-
 def _indices_per_image(queries: Tensor, targets: ProposalTargets) -> list[tuple[Tensor, Tensor]]:
     """Turn the query of each target, ``(N,)``, into matched (query, target) indices per image."""
     pairs = zip(queries.split(targets.counts), targets.slots.split(targets.counts), strict=True)
     return [(query[query >= 0], slot[query >= 0]) for query, slot in pairs]
 
 
-def _draw(
-    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None
-) -> Tensor:
+def _draw(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw uniform numbers in [0, 1) on the generator's device."""
     source = generator.device if generator is not None else device
     return torch.rand(shape, generator=generator, device=source).to(device)

@@ -65,9 +65,7 @@ class ProposalTargets:
     """Index of each target in its image, ``(N,)``."""
 
     @classmethod
-    def from_list(
-        cls, targets: Sequence[Mapping[str, Tensor]], device: torch.device
-    ) -> "ProposalTargets":
+    def from_list(cls, targets: Sequence[Mapping[str, Tensor]], device: torch.device) -> "ProposalTargets":
         """Join the targets of the images.
 
         Args:
@@ -199,9 +197,7 @@ def matching_costs(
         elements = embeddings[0, ..., 0].numel() * points.shape[1]
         chunk_size = max(1, COST_CHUNK_ELEMENTS // elements)
         mask_costs = [
-            _mask_costs(
-                torch.einsum("pbqd,bds->pbqs", chunk.float(), features), target_labels, settings
-            )
+            _mask_costs(torch.einsum("pbqd,bds->pbqs", chunk.float(), features), target_labels, settings)
             for chunk in embeddings.split(chunk_size)
         ]
         costs = costs + torch.cat(mask_costs)

@@ -103,18 +103,14 @@ class ProposalNetwork(nn.Module):
             sizes.hidden_size,
             sizes.num_feature_levels,
             layers=[
-                ProposalEncoderLayer(
-                    sizes.hidden_size, ffn_size=sizes.encoder_ffn_size, **attention
-                )
+                ProposalEncoderLayer(sizes.hidden_size, ffn_size=sizes.encoder_ffn_size, **attention)
                 for _ in range(sizes.encoder_layers)
             ],
         )
         self.query_decoder = ProposalQueryDecoder(
             sizes.hidden_size,
             layers=[
-                ProposalDecoderLayer(
-                    sizes.hidden_size, ffn_size=sizes.decoder_ffn_size, **attention
-                )
+                ProposalDecoderLayer(sizes.hidden_size, ffn_size=sizes.decoder_ffn_size, **attention)
                 for _ in range(sizes.decoder_layers)
             ],
             num_queries=sizes.num_queries,

@@ -25,13 +25,9 @@ CHANNELS_PER_GROUP = 8
 class ProposalEncoderLayer(GradientCheckpointingLayer):
     """Deformable self-attention of all cells of all maps, then a feed-forward layer."""
 
-    def __init__(
-        self, hidden_size: int, *, num_heads: int, num_levels: int, num_points: int, ffn_size: int
-    ) -> None:
+    def __init__(self, hidden_size: int, *, num_heads: int, num_levels: int, num_points: int, ffn_size: int) -> None:
         super().__init__()
-        self.self_attention = MultiScaleDeformableAttention(
-            hidden_size, num_heads, num_levels, num_points
-        )
+        self.self_attention = MultiScaleDeformableAttention(hidden_size, num_heads, num_levels, num_points)
         self.self_attention_norm = nn.LayerNorm(hidden_size)
         self.feed_forward = FeedForward(hidden_size, ffn_size)
 
@@ -53,9 +49,7 @@ class ProposalEncoderLayer(GradientCheckpointingLayer):
         Returns:
             ``(batch, cells, D_p)``.
         """
-        attended = self.self_attention(
-            hidden_states + position_codes, references, hidden_states, spatial_shapes
-        )
+        attended = self.self_attention(hidden_states + position_codes, references, hidden_states, spatial_shapes)
         return self.feed_forward(self.self_attention_norm(hidden_states + attended))
 
 
@@ -86,9 +80,7 @@ class ProposalPixelDecoder(nn.Module):
         """
         super().__init__()
         if hidden_size % CHANNELS_PER_GROUP:
-            raise ValueError(
-                f"`hidden_size` must be a multiple of {CHANNELS_PER_GROUP}, got {hidden_size}."
-            )
+            raise ValueError(f"`hidden_size` must be a multiple of {CHANNELS_PER_GROUP}, got {hidden_size}.")
         if num_levels < len(feature_channels) - 1:
             raise ValueError(
                 f"`num_feature_levels` must be at least {len(feature_channels) - 1}, since all "
@@ -117,17 +109,18 @@ class ProposalPixelDecoder(nn.Module):
 
     def reset_parameters(self) -> None:
         """Fill the convolutions and the level embedding; the layers fill themselves."""
-        for projection in self.input_projections:
-            init.xavier_uniform_(projection[0].weight)
-            init.zeros_(projection[0].bias)
-        for convolution in (self.lateral_projection[0], self.fusion[0], self.mask_projection):
+        projections = _convolutions(self.input_projections)
+        convolutions = _convolutions(self.lateral_projection, self.fusion, self.mask_projection)
+        for projection in projections:
+            init.xavier_uniform_(projection.weight)
+        for convolution in convolutions:
             init.kaiming_uniform_(convolution.weight, a=1)
-        init.zeros_(self.mask_projection.bias)
+        for convolution in (*projections, *convolutions):
+            if convolution.bias is not None:
+                init.zeros_(convolution.bias)
         init.normal_(self.level_embedding)
 
-    def forward(
-        self, feature_maps: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[tuple[int, int]], Tensor]:
+    def forward(self, feature_maps: Sequence[Tensor]) -> tuple[list[Tensor], list[tuple[int, int]], Tensor]:
         """Encode the feature maps.
 
         Args:
@@ -139,13 +132,11 @@ class ProposalPixelDecoder(nn.Module):
             - Mask features, ``(batch, D_p, H/4, W/4)``.
         """
         maps = self._project(feature_maps)
-        spatial_shapes = [tuple(level.shape[-2:]) for level in maps]
+        spatial_shapes = [(level.shape[-2], level.shape[-1]) for level in maps]
         cells_per_level = [height * width for height, width in spatial_shapes]
         hidden_states = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         hidden_size, device = hidden_states.shape[-1], hidden_states.device
-        codes = [
-            encode_grid(size, hidden_size, device=device).flatten(1, 2) for size in spatial_shapes
-        ]
+        codes = [encode_grid(size, hidden_size, device=device).flatten(1, 2) for size in spatial_shapes]
         codes = [
             code.to(hidden_states.dtype) + embedding
             for code, embedding in zip(codes, self.level_embedding, strict=True)
@@ -161,7 +152,7 @@ class ProposalPixelDecoder(nn.Module):
     def _project(self, feature_maps: Sequence[Tensor]) -> list[Tensor]:
         """Bring the encoded maps to D_p channels and add coarser ones."""
         encoded = feature_maps[self.first_encoded :]
-        maps = []
+        maps: list[Tensor] = []
         for index, projection in enumerate(self.input_projections):
             if index < len(encoded):
                 source = encoded[index]
@@ -175,20 +166,19 @@ class ProposalPixelDecoder(nn.Module):
     def _mask_features(self, stride_4_map: Tensor, finest: Tensor) -> Tensor:
         """Add the finest encoded map to the map of stride 4."""
         lateral = self.lateral_projection(stride_4_map)
-        upsampled = F.interpolate(
-            finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False
-        )
+        upsampled = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return self.mask_projection(self.fusion(lateral + upsampled))
+
+
+def _convolutions(*modules: nn.Module) -> list[nn.Conv2d]:
+    """List the convolutions in modules, in order."""
+    return [part for module in modules for part in module.modules() if isinstance(part, nn.Conv2d)]
 
 
 def _group_norm(hidden_size: int) -> nn.GroupNorm:
     return nn.GroupNorm(hidden_size // CHANNELS_PER_GROUP, hidden_size)
 
 
-def _projection(
-    channels: int, hidden_size: int, *, kernel_size: int = 1, stride: int = 1
-) -> nn.Sequential:
-    convolution = nn.Conv2d(
-        channels, hidden_size, kernel_size, stride=stride, padding=kernel_size // 2
-    )
+def _projection(channels: int, hidden_size: int, *, kernel_size: int = 1, stride: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, hidden_size, kernel_size, stride=stride, padding=kernel_size // 2)
     return nn.Sequential(convolution, _group_norm(hidden_size))

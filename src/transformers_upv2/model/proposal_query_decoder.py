@@ -83,15 +83,11 @@ class TrainingPredictions:
 class ProposalDecoderLayer(GradientCheckpointingLayer):
     """Self-attention among queries, deformable attention to the maps, a feed-forward layer."""
 
-    def __init__(
-        self, hidden_size: int, *, num_heads: int, num_levels: int, num_points: int, ffn_size: int
-    ) -> None:
+    def __init__(self, hidden_size: int, *, num_heads: int, num_levels: int, num_points: int, ffn_size: int) -> None:
         super().__init__()
         self.self_attention = nn.MultiheadAttention(hidden_size, num_heads, batch_first=True)
         self.self_attention_norm = nn.LayerNorm(hidden_size)
-        self.cross_attention = MultiScaleDeformableAttention(
-            hidden_size, num_heads, num_levels, num_points
-        )
+        self.cross_attention = MultiScaleDeformableAttention(hidden_size, num_heads, num_levels, num_points)
         self.cross_attention_norm = nn.LayerNorm(hidden_size)
         self.feed_forward = FeedForward(hidden_size, ffn_size)
         self.reset_parameters()
@@ -129,9 +125,7 @@ class ProposalDecoderLayer(GradientCheckpointingLayer):
             queries, queries, hidden_states, attn_mask=attention_mask, need_weights=False
         )
         hidden_states = self.self_attention_norm(hidden_states + attended)
-        attended = self.cross_attention(
-            hidden_states + position_codes, reference_boxes, memory, spatial_shapes
-        )
+        attended = self.cross_attention(hidden_states + position_codes, reference_boxes, memory, spatial_shapes)
         hidden_states = self.cross_attention_norm(hidden_states + attended)
         return self.feed_forward(hidden_states)
 
@@ -233,9 +227,7 @@ class ProposalQueryDecoder(nn.Module):
             attention_mask = denoising_attention_mask(
                 denoising.num_groups, group_size, self.num_queries, memory.device
             )
-        states, references = self._decode(
-            queries, box_logits.sigmoid(), memory, spatial_shapes, attention_mask
-        )
+        states, references = self._decode(queries, box_logits.sigmoid(), memory, spatial_shapes, attention_mask)
         if not all_predictions:
             return states[-1], self._predict(states[-1:], references[-1:]), None
         encoder = ProposalPredictions(
@@ -245,14 +237,10 @@ class ProposalQueryDecoder(nn.Module):
         )
         training = self._training_predictions(encoder, queries, states, references, denoising)
         matching = training.matching
-        last = ProposalPredictions(
-            matching.class_logits[-1:], matching.boxes[-1:], matching.mask_embeddings[-1:]
-        )
+        last = ProposalPredictions(matching.class_logits[-1:], matching.boxes[-1:], matching.mask_embeddings[-1:])
         return states[-1][:, -self.num_queries :], last, training
 
-    def _select(
-        self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor]:
+    def _select(self, memory: Tensor, spatial_shapes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Choose the Q cells with the highest class logit.
 
         Returns:
@@ -278,11 +266,11 @@ class ProposalQueryDecoder(nn.Module):
         """Compute logits of the boxes around the queries' masks, ``(batch, Q, 4)``, float32."""
         batch, _, height, width = mask_features.shape
         chunk_size = max(1, MASK_CHUNK_ELEMENTS // (batch * height * width))
-        boxes = [
+        chunks = [
             masks_to_boxes(predict_masks(chunk, mask_features) > 0, self.initial_box)
             for chunk in mask_embeddings.split(chunk_size, dim=1)
         ]
-        boxes = xyxy_to_cxcywh(torch.cat(boxes, dim=1))
+        boxes = xyxy_to_cxcywh(torch.cat(chunks, dim=1))
         return inverse_sigmoid(boxes / boxes.new_tensor([width, height, width, height]))
 
     def _decode(
@@ -300,9 +288,7 @@ class ProposalQueryDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             codes = encode_boxes(reference_boxes, num_features, BOX_CODE_ORDER)
             codes = self.box_position_head(codes.to(hidden_states.dtype))
-            hidden_states = layer(
-                hidden_states, codes, reference_boxes, memory, spatial_shapes, attention_mask
-            )
+            hidden_states = layer(hidden_states, codes, reference_boxes, memory, spatial_shapes, attention_mask)
             states.append(self.decoder_norm(hidden_states))
             if index + 1 < len(self.layers):
                 boxes = self._refine(hidden_states, reference_boxes)
@@ -319,9 +305,7 @@ class ProposalQueryDecoder(nn.Module):
         states = self.decoder_norm(states)
         return self.class_head(states), self.mask_head(states)
 
-    def _predict(
-        self, states: Sequence[Tensor], references: Sequence[Tensor]
-    ) -> ProposalPredictions:
+    def _predict(self, states: Sequence[Tensor], references: Sequence[Tensor]) -> ProposalPredictions:
         """Apply all heads to several layers at once."""
         stacked = torch.stack(list(states))
         class_logits, mask_embeddings = self._classes_and_masks(stacked)
@@ -351,9 +335,7 @@ class ProposalQueryDecoder(nn.Module):
         )
         if denoising is None:
             return TrainingPredictions(matching, None, 0)
-        noised = ProposalPredictions(
-            class_logits[:, :, :split], boxes[:, :, :split], mask_embeddings[:, :, :split]
-        )
+        noised = ProposalPredictions(class_logits[:, :, :split], boxes[:, :, :split], mask_embeddings[:, :, :split])
         return TrainingPredictions(matching, noised, denoising.num_groups)
 
 

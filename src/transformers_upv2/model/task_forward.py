@@ -11,17 +11,17 @@ from torch import Tensor
 
 from .boxes import canvas_to_image_boxes
 from .caption_layout import training_layout
-from .image_encoder import ProposalTraining
+from .distributed import of_first_rank, true_on_any_rank
+from .image_encoder import ProposalTraining, image_sizes
 from .image_encoding import ImageEncoding
 from .likelihood_losses import (
     encode_sharded,
     label_loss,
     pair_loss,
-    region_focal_loss,
-    region_softmax_loss,
+    region_losses,
     vocabulary_loss,
 )
-from .modeling_upv2 import UniPerceiverV2Model, image_sizes
+from .modeling_upv2 import UniPerceiverV2Model
 from .outputs import (
     ImageClassificationOutput,
     ImageTextOutput,
@@ -30,7 +30,7 @@ from .outputs import (
     VocabularyOutput,
 )
 from .proposal_query_decoder import predict_masks
-from .tasks import TASKS
+from .tasks import TASKS, TemperatureFamily
 
 
 def classification(
@@ -68,14 +68,10 @@ def detection(
     candidates = model.label_candidates(task.label_set, step_seed)
     output, logits = detect(model, encoding, candidates, step_seed)
     if training is not None:
-        focal = model.config.detection_score == "focal"
-        loss_function = region_focal_loss if focal else region_softmax_loss
-        region_loss = loss_function(logits, training.region_labels)
+        terms = region_losses(model.config.detection_score, logits, training.region_labels)
         config = model.config
-        loss = (
-            config.proposal_loss_weight * training.loss + config.region_loss_weight * region_loss
-        )
-        _add_loss(output, loss, {"loss_region": region_loss, **training.terms})
+        loss = config.proposal_loss_weight * training.loss + config.region_loss_weight * sum(terms.values())
+        _add_loss(output, loss, {**terms, **training.terms})
     return output
 
 
@@ -83,18 +79,18 @@ def captioning(
     model: UniPerceiverV2Model,
     pixel_values: Tensor | None = None,
     pixel_mask: Tensor | None = None,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
     image_encoding: ImageEncoding | None = None,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
     step_seed: int | None = None,
 ) -> VocabularyOutput:
     """Predict every word of a caption from the image and the words before it."""
     encoding, _ = perceive(model, pixel_values, pixel_mask, image_encoding)
+    seen = match_texts(encoding, len(input_ids))
     positions = model.text_encoder.position_ids(attention_mask)
     layout = training_layout(input_ids, attention_mask, positions, model.config.mask_token_id)
-    slots = model.decode_caption(
-        layout, encoding, prefix_mask(encoding), step_seed=step_seed
-    )  # (batch, slots, D)
+    slots = model.decode_caption(layout, seen, prefix_mask(seen), step_seed=step_seed)  # (batch, slots, D)
     asked = attention_mask[:, 1:].bool()
     loss = _word_loss(model, slots[asked], input_ids[:, 1:][asked], step_seed)
     output = VocabularyOutput(image_encoding=encoding)
@@ -106,9 +102,10 @@ def retrieval(
     model: UniPerceiverV2Model,
     pixel_values: Tensor | None = None,
     pixel_mask: Tensor | None = None,
-    input_ids: Tensor | None = None,
-    attention_mask: Tensor | None = None,
     image_encoding: ImageEncoding | None = None,
+    *,
+    input_ids: Tensor,
+    attention_mask: Tensor,
     step_seed: int | None = None,
 ) -> ImageTextOutput:
     """Compare images with captions, each pair against the pairs of all processes."""
@@ -121,6 +118,10 @@ def retrieval(
         scale = model.likelihood.logit_scale(task.temperature)
         loss = pair_loss(images, texts, scale, model.config.label_smoothing)
         _add_loss(output, loss, {"loss_pair": loss})
+    elif model.training:
+        raise ValueError(
+            f"Training needs one caption for each image, got {len(images)} images and {len(texts)} captions."
+        )
     return output
 
 
@@ -133,6 +134,8 @@ def language_modeling(
 ) -> VocabularyOutput:
     """Restore the masked words of a text."""
     route = TASKS["language_modeling"].input_routes[0]
+    if model.training:
+        model.likelihood.clamp_()
     embeddings = model.decode_text(input_ids, attention_mask, route, step_seed)[:, 1:]
     asked = labels != -100
     loss = _word_loss(model, embeddings[asked], labels[asked], step_seed)
@@ -159,11 +162,13 @@ def perceive(
     labels: Sequence[dict[str, Any]] | None = None,
 ) -> tuple[ImageEncoding, ProposalTraining | None]:
     """Perceive a batch: on one canvas while training or where boxes are given, else each image on its own."""
+    if labels is not None and pixel_values is None:
+        raise ValueError("`labels` of detection need `pixel_values`, got none: an encoding cannot be learned from.")
+    if model.training:
+        model.likelihood.clamp_()
     learns = model.training or labels is not None
     if pixel_values is None or image_encoding is not None or not learns:
         return model.resolve_encoding(pixel_values, pixel_mask, image_encoding), None
-    if model.training:
-        model.likelihood.clamp_()
     sizes = image_sizes(pixel_values, pixel_mask)
     return model.image_encoder.forward_training(pixel_values, sizes, labels)
 
@@ -197,9 +202,7 @@ def detect(
         score_logits = torch.logit(foreground * logits.float().softmax(dim=-1), eps=1e-6)
     output = ObjectDetectionOutput(
         logits=score_logits,
-        pred_boxes=canvas_to_image_boxes(
-            encoding.boxes, encoding.image_sizes, encoding.canvas_sizes
-        ),
+        pred_boxes=canvas_to_image_boxes(encoding.boxes, encoding.image_sizes, encoding.canvas_sizes),
         image_sizes=encoding.image_sizes,
         objectness_logits=encoding.objectness_logits,
         image_encoding=encoding,
@@ -207,8 +210,26 @@ def detect(
     return output, logits
 
 
-def full_masks(encoding: ImageEncoding) -> Tensor:
+def match_texts(encoding: ImageEncoding, num_texts: int) -> ImageEncoding:
+    """Give each text its image: one image serves all texts.
+
+    Raises:
+        ValueError: If there are several images and another number of texts.
+    """
+    if len(encoding) == 1 and num_texts > 1:
+        return encoding.repeat_interleave(num_texts)
+    if len(encoding) != num_texts:
+        raise ValueError(
+            f"There must be one image for all texts or one for each, got {len(encoding)} images and {num_texts} texts."
+        )
+    return encoding
+
+
+def full_masks(encoding: ImageEncoding | None) -> Tensor:
     """Mask logits over the padded input at stride 4, ``(batch, N, H/4, W/4)``."""
+    # `resolve_encoding(keep_mask_features=True)` and training have seen to it
+    assert encoding is not None
+    assert encoding.mask_features is not None
     return predict_masks(encoding.mask_embeddings, encoding.mask_features)
 
 
@@ -217,7 +238,7 @@ def image_text_output(
     encoding: ImageEncoding,
     images: Tensor,
     texts: Tensor,
-    temperature: str,
+    temperature: TemperatureFamily,
 ) -> ImageTextOutput:
     """Compare unit vectors of images ``(images, D)`` and texts ``(texts, D)``."""
     logits = model.likelihood.logits(images, texts, temperature)
@@ -251,20 +272,19 @@ def prefix_mask(encoding: ImageEncoding) -> Tensor:
     return torch.nn.functional.pad(encoding.token_mask, (1, 0), value=True)
 
 
-def _word_loss(
-    model: UniPerceiverV2Model, embeddings: Tensor, answers: Tensor, step_seed: int | None
-) -> Tensor:
+def _word_loss(model: UniPerceiverV2Model, embeddings: Tensor, answers: Tensor, step_seed: int | None) -> Tensor:
     """Cross-entropy of words ``(asked,)`` for unit vectors ``(asked, D)`` over the candidates of this step."""
-    token_ids, correction = _candidates_of_step(model, answers)
+    token_ids, correction = _candidates_of_step(model, answers, step_seed)
     candidates = encode_sharded(token_ids, lambda ids: model.encode_vocabulary(ids, step_seed))
     logits = model.likelihood.logits(embeddings, candidates, "vocabulary")
     return vocabulary_loss(logits + correction, token_ids, answers)
 
 
-def _candidates_of_step(model: UniPerceiverV2Model, answers: Tensor) -> tuple[Tensor, Tensor]:
+def _candidates_of_step(model: UniPerceiverV2Model, answers: Tensor, step_seed: int | None) -> tuple[Tensor, Tensor]:
     """Choose the batch's words and a random sample, with the log-q correction of each, ``(candidates,)``.
 
-    The sample is drawn uniformly; a word of the batch is there for certain, a sampled one stands for several.
+    The sample is drawn uniformly; a word of the batch is there for certain, a sampled one stands for several. All
+    processes choose the same, since each encodes a share.
     """
     token_ids = model.vocabulary_ids()
     size = model.config.vocabulary_sample_size
@@ -272,19 +292,21 @@ def _candidates_of_step(model: UniPerceiverV2Model, answers: Tensor) -> tuple[Te
         return token_ids, torch.zeros(len(token_ids), device=token_ids.device)
     certain = gather_words(answers, model.config.vocab_size)[token_ids]
     others = token_ids[~certain]
-    sampled = others[torch.randperm(len(others), device=others.device)[:size]]
+    generator = None if step_seed is None else torch.Generator().manual_seed(step_seed)
+    order = of_first_rank(torch.randperm(len(others), generator=generator).to(others.device))
+    sampled = others[order[:size]]
     chosen = torch.cat([token_ids[certain], sampled])
     correction = torch.zeros(len(chosen), device=chosen.device)
     correction[int(certain.sum()) :] = torch.log(torch.tensor(len(others) / len(sampled)))
-    order = chosen.argsort()
-    return chosen[order], correction[order]
+    ascending = chosen.argsort()
+    return chosen[ascending], correction[ascending]
 
 
 def gather_words(answers: Tensor, vocab_size: int) -> Tensor:
-    """True for every token id that is an answer on this process, ``(vocab_size,)``."""
+    """True for every token id that is an answer on some process, ``(vocab_size,)``."""
     present = torch.zeros(vocab_size, dtype=torch.bool, device=answers.device)
     present[answers] = True
-    return present
+    return true_on_any_rank(present)
 
 
 def _add_loss(output: TaskOutput, loss: Tensor, terms: dict[str, Tensor]) -> None:

@@ -46,9 +46,7 @@ ROUTES: dict[str, Route] = {
     route.name: route
     for route in (
         _route("image", "input_has_vision", "target_has_text", "token_is_vision"),
-        _route(
-            "label", "input_has_vision", "target_has_text", "token_is_text", "token_is_target"
-        ),
+        _route("label", "input_has_vision", "target_has_text", "token_is_text", "token_is_target"),
         _route(
             "caption_image",
             "input_has_vision",

@@ -24,9 +24,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.encoder = AutoModel.from_config(config, add_pooling_layer=False)
         self.output_projection = (
-            nn.Identity()
-            if config.hidden_size == hidden_size
-            else nn.Linear(config.hidden_size, hidden_size)
+            nn.Identity() if config.hidden_size == hidden_size else nn.Linear(config.hidden_size, hidden_size)
         )
 
     @property

@@ -41,13 +41,10 @@ class UniPerceiverV2Attention(nn.Module):
         self.qkv_projection = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(
-        self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None, num_kept: int
-    ) -> Tensor:
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None, num_kept: int) -> Tensor:
         """Attend; the shapes are those of ``UnifiedDecoder.forward``."""
         query, key, value = (
-            split_heads(states, self.num_heads)
-            for states in self.qkv_projection(hidden_states).chunk(3, dim=-1)
+            split_heads(states, self.num_heads) for states in self.qkv_projection(hidden_states).chunk(3, dim=-1)
         )
         key, value = extend_cache(cache, self.cache_index, key, value, num_kept)
         return self.output_projection(attend(self, query, key, value, mask, dropout=0.0))
@@ -99,8 +96,7 @@ class UnifiedDecoder(nn.Module):
     def __init__(self, config: UniPerceiverV2DecoderConfig, first_cache_index: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            UnifiedDecoderLayer(config, first_cache_index + index)
-            for index in range(config.num_hidden_layers)
+            UnifiedDecoderLayer(config, first_cache_index + index) for index in range(config.num_hidden_layers)
         )
 
     def forward(

@@ -129,7 +129,7 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 f"{missing}. Add an entry or remove the data set."
             )
         probabilities = normalized_probabilities(
-            {task: (self.sampling_probabilities or {}).get(task, 1.0) for task in tasks}
+            {task: self._of_task("sampling_probabilities", task, 1.0) for task in tasks}
         )
         return {
             task: TaskArguments(

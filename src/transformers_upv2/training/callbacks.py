@@ -101,7 +101,8 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Go on from what a checkpoint counted."""
-        saved = state.stateful_callbacks.get(type(self).__name__, self.state())
+        callbacks: Any = state.stateful_callbacks  # a dict from names to states, once the run has begun
+        saved = callbacks.get(type(self).__name__, self.state())
         self.replaced = dict(saved["attributes"]["replaced"])
         self.collect_steps(kwargs["optimizer"].param_groups[0].get("task_statistics", {}))
 

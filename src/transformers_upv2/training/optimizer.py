@@ -108,7 +108,9 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             group["task"] = task
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]  # torch has one overload with and one without closure
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Apply the gradient of one task to all parameters.
 
         Args:
@@ -188,12 +190,14 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         first, second = self._moments(params)
         torch._foreach_mul_(first, beta1)
         torch._foreach_mul_(second, beta2)
-        used = [i for i, parameter in enumerate(params) if parameter.grad is not None]
+        used = [number for number, p in enumerate(params) if p.grad is not None]
+        gradients = [p.grad for p in params if p.grad is not None]
         if factor and used:
-            gradients = [params[i].grad for i in used]
-            torch._foreach_add_([first[i] for i in used], gradients, alpha=(1 - beta1) * factor / probability)
+            torch._foreach_add_(
+                [first[number] for number in used], gradients, alpha=(1 - beta1) * factor / probability
+            )
             torch._foreach_addcmul_(
-                [second[i] for i in used],
+                [second[number] for number in used],
                 gradients,
                 gradients,
                 value=(1 - beta2) * factor**2 / probability,

@@ -57,6 +57,9 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
     """
 
     args: MultiTaskTrainingArguments
+    train_dataset: Any  # task -> data set
+    eval_dataset: Any  # name -> data set
+    optimizer: Any  # None before training
 
     def __init__(
         self,
@@ -81,8 +84,7 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         self.task_args = args.for_tasks(train_dataset or {}) if train_dataset else {}
         self.data_collators = data_collators or default_data_collator
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
-        forward = inspect.signature(self.accelerator.unwrap_model(model).forward)
-        self._extra_arguments = {"task", "step_seed"} & set(forward.parameters)
+        self._extra_arguments = extra_arguments(self.accelerator.unwrap_model(model))
         self.add_callback(TaskLogCallback)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -155,10 +157,10 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         if self.optimizer is None:
             args = self.args
             groups = parameter_groups(
-                self.model if model is None else model,
+                self.model if model is None else model,  # type: ignore[arg-type]  # there is always one
                 args.learning_rate,
                 args.weight_decay,
-                args.lr_multipliers,
+                args.lr_multipliers,  # type: ignore[arg-type]  # parsed from JSON by now
             )
             is_balanced = args.optimizer == "tbgn"
             tasks = [MIXED] if args.sampling == "mixed" else list(self.task_args)
@@ -253,7 +255,7 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
                 )
         super().log(logs, start_time)
 
-    def evaluate(
+    def evaluate(  # type: ignore[override]  # data sets have names here
         self,
         eval_dataset: Mapping[str, Dataset] | None = None,
         ignore_keys: list[str] | None = None,
@@ -291,3 +293,14 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         collate = self.collator_for(task)
         self.data_collator = lambda examples: {**collate(examples), "task": task}
         return super().evaluate(dataset, ignore_keys, prefix)
+
+
+def extra_arguments(model: nn.Module) -> set[str]:
+    """Return which of ``task`` and ``step_seed`` a model's ``forward`` takes.
+
+    Keyword arguments without a name count if ``task`` is named: such a model knows of this Trainer.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    named = {"task", "step_seed"} & set(parameters)
+    takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return {"task", "step_seed"} if "task" in named and takes_any else named

@@ -56,7 +56,7 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
         self.transforms = dict(transforms or {})
         for name in [*(train_dataset or {}), *self.evaluators, *self.transforms]:
             get_task(name)
-        image_options = args.image_options or {}
+        image_options: Any = args.image_options or {}
         collators = {
             task: UniPerceiverV2Collator(
                 processing_class,

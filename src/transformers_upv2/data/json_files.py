@@ -1,0 +1,52 @@
+"""Read JSON files of annotations, with errors that name file and field."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers_upv2.data.examples import DataError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises:
+        DataError: If the file is missing, is not JSON or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the annotation file must exist, but there is none.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: the annotation file must be JSON, but got: {error}.") from error
+    return dict(require_keys(content, (), f"{path}: the content"))
+
+
+def require_keys(item: object, keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
+    """Return ``item`` if it is a mapping with all ``keys``.
+
+    Raises:
+        DataError: If it is not; the message starts with ``where`` and names the missing keys.
+    """
+    if not isinstance(item, Mapping):
+        raise DataError(f"{where} must be a JSON object, got {type(item).__name__}.")
+    missing = [key for key in keys if key not in item]
+    if missing:
+        raise DataError(f"{where} must have the keys {list(keys)}, missing {missing}.")
+    return item
+
+
+def index_by_id(items: list[Any], keys: tuple[str, ...], where: str) -> dict[int, dict[str, Any]]:
+    """Return the items of a COCO list by their ``id``, which must be unique.
+
+    Raises:
+        DataError: If an item lacks one of ``keys`` or an id occurs twice.
+    """
+    by_id: dict[int, dict[str, Any]] = {}
+    for number, item in enumerate(items):
+        require_keys(item, ("id", *keys), f"{where}[{number}]")
+        if item["id"] in by_id:
+            raise DataError(f"{where}[{number}]: `id` must be unique, got {item['id']} twice.")
+        by_id[item["id"]] = item
+    return by_id

@@ -1,0 +1,130 @@
+"""UniPerceiverV2Trainer: readers' data sets, our collators and evaluators, with a toy model."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.world_tokenizer import train_tokenizer
+from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
+from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
+from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
+from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
+
+TEXTS = [f"text number {number} of many words" for number in range(10)]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    image_processor = UniPerceiverV2ImageProcessor(size={"longest_edge": 32})
+    return UniPerceiverV2Processor(image_processor, train_tokenizer(TEXTS))
+
+
+class Images(torch.utils.data.Dataset):
+    """Gray images whose label is their gray level; one cannot be read."""
+
+    def __init__(self, levels, bad=None):
+        self.levels = list(levels)
+        self.bad = bad
+
+    def __len__(self):
+        return len(self.levels)
+
+    def __getitem__(self, index):
+        if index == self.bad:
+            raise DataError(f"image {index}: broken")
+        level = self.levels[index]
+        return {"image": Image.new("RGB", (32, 32), (level,) * 3), "label": level, "image_id": index}
+
+
+class Texts(Images):
+    def __init__(self):
+        super().__init__(range(10))
+
+    def __getitem__(self, index):
+        return {"text": TEXTS[index]}
+
+
+class Recorder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.batches = []
+
+    def forward(self, task, **batch):
+        self.batches.append((task, batch))
+        return {"loss": self.weight.square()}
+
+
+def make_trainer(folder, processor, datasets, arguments=None, **kwargs):
+    defaults = {"max_steps": 20, "report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
+    args = UniPerceiverV2TrainingArguments(output_dir=str(folder), **(defaults | (arguments or {})))
+    return UniPerceiverV2Trainer(Recorder(), args, datasets, processing_class=processor, **kwargs)
+
+
+def test_batches_reach_the_model(tmp_path, processor):
+    datasets = {"classification": Images(range(9), bad=4), "language_modeling": Texts()}
+    trainer = make_trainer(tmp_path, processor, datasets, {"batch_sizes": {"classification": 3}})
+    trainer.train()
+    by_task = dict(trainer.model.batches)
+    assert set(by_task["classification"]) == {"pixel_values", "pixel_mask", "labels", "step_seed"}
+    assert set(by_task["language_modeling"]) == {"input_ids", "attention_mask", "labels", "step_seed"}
+    assert by_task["classification"]["labels"].shape == (3,)
+    labels = torch.cat([b["labels"] for task, b in trainer.model.batches if task == "classification"])
+    assert set(labels.tolist()) == set(range(9)) - {4}
+    ((name, (task, reason, times)),) = trainer.task_log.replaced.items()
+    assert (name, task, reason) == ("classification/4", "classification", "image 4: broken")
+    assert trainer.state.log_history[-1]["replaced_samples/classification"] == times > 0
+
+
+def test_several_datasets_are_drawn_by_weight_and_transformed(tmp_path, processor):
+    def brighten(example, rng: np.random.Generator):
+        return {**example, "label": example["label"] + 100}
+
+    parts = {"small": (Images([0, 1]), 3.0), "large": (Images(range(10, 50)), 1.0)}
+    trainer = make_trainer(
+        tmp_path, processor, {"classification": parts}, {"max_steps": 60}, transforms={"classification": brighten}
+    )
+    trainer.train()
+    labels = torch.cat([batch["labels"] for _, batch in trainer.model.batches])
+    assert labels.min() >= 100
+    share = (labels < 110).float().mean().item()
+    assert abs(share - 0.75) < 3 * (0.75 * 0.25 / len(labels)) ** 0.5
+
+
+def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):
+    calls = []
+
+    def evaluator(model, processor, dataset, *, batch_size, progress):
+        calls.append((model, processor, len(dataset), batch_size, progress))
+        return {"top1": len(dataset) / 10}
+
+    trainer = make_trainer(
+        tmp_path,
+        processor,
+        {"language_modeling": Texts()},
+        {"eval_strategy": "steps", "eval_steps": 10, "per_device_eval_batch_size": 5},
+        eval_dataset={"classification": Images(range(7)), "classification/other": Images(range(3))},
+        evaluators={"classification": evaluator},
+    )
+    trainer.train()
+    assert calls[0] == (trainer.model, processor, 7, 5, False)
+    rows = [row for row in trainer.state.log_history if "eval_classification/other/top1" in row]
+    assert [(row["step"], row["eval_classification/other/top1"]) for row in rows] == [(10, 0.3), (20, 0.3)]
+    metrics = trainer.evaluate({"classification/new": Images(range(1))}, metric_key_prefix="test")
+    assert metrics == {"test_classification/new/top1": 0.1, "epoch": 1.0}
+    with pytest.raises(ValueError, match=r"none for 'retrieval', only for \['classification'\]"):
+        trainer.evaluate({"retrieval/flickr30k": Images(range(3))})
+
+
+def test_unknown_tasks_are_named(tmp_path, processor):
+    with pytest.raises(ValueError, match="got 'detect'"):
+        make_trainer(tmp_path, processor, {"detect": Texts()})
+    with pytest.raises(ValueError, match="got 'caption'"):
+        make_trainer(tmp_path, processor, {"language_modeling": Texts()}, evaluators={"caption": len})
+    with pytest.raises(ValueError, match=r"`image_options` .* got \['detection'\]"):
+        make_trainer(tmp_path, processor, {"language_modeling": Texts()}, {"image_options": {"detection": {}}})
+    with pytest.raises(ValueError, match="must be a processor, got None"):
+        make_trainer(tmp_path, None, {"language_modeling": Texts()})
