@@ -58,21 +58,24 @@ def prepare_world(folder: Path = RUNS / "world", sizes: WorldSizes = WorldSizes(
     return open_world(folder)
 
 
-def build_model(world: World, seed: int = 0) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
+def build_model(
+    world: World, image_size: int = IMAGE_SIZE, seed: int = 0
+) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
     """Build the tiny preset from pretrained parts: ImageNet backbone, the world's tokenizer and class names.
 
     The proposal network starts as an ordinary Mask DINO with a logit for every class; `class_agnostic` ends that.
     """
     tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
-    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    size = {"height": image_size, "width": image_size}
     image_processor = UniPerceiverV2ImageProcessor(
-        size={"longest_edge": IMAGE_SIZE}, pad_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"longest_edge": image_size}, pad_size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
     processor = UniPerceiverV2Processor(image_processor, tokenizer)
     config = UniPerceiverV2Config.preset(
         "tiny",
         text_config={"vocab_size": len(tokenizer)},
         proposal_config={"num_classes": len(world.class_names)},
+        region_loss_weight=0.5,  # g is new: its first, wild gradients must not drown the boxes'
     )
     torch.manual_seed(seed)
     model = UniPerceiverV2ForMultiTask(config)
@@ -107,6 +110,7 @@ def class_agnostic(folder: Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiv
     """
     config = UniPerceiverV2Config.from_pretrained(folder)
     config.proposal_config.num_classes = 1
+    config.region_loss_weight = UniPerceiverV2Config.preset("tiny").region_loss_weight
     model = UniPerceiverV2ForMultiTask.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
     return model, UniPerceiverV2Processor.from_pretrained(folder)
 

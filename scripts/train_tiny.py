@@ -12,15 +12,19 @@ import json
 import time
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 from transformers.trainer_utils import get_last_checkpoint
 
-from tiny_recipe import JOINT, RUNS, build_model, class_agnostic, freeze_early_layers, make_trainer, prepare_world, training_arguments
+from tiny_recipe import IMAGE_SIZE, JOINT, RUNS, build_model, class_agnostic, freeze_early_layers, make_trainer, prepare_world, training_arguments
 from transformers_upv2 import UniPerceiverV2Trainer
 
 STAGES = {
-    "detection": {"learning_rate": 1e-3, "batch_sizes": {"detection": 8}, "adam_beta1": 0.9, "adam_beta2": 0.99},
+    "detection": {
+        "learning_rate": 2e-3,
+        "batch_sizes": {"detection": 8},
+        "adam_beta2": 0.99,
+        "lr_multipliers": {"model.image_encoder.backbone": 0.2, "model.decoder": 0.3, "model.text_encoder": 0.3},
+    },
     "joint": {"learning_rate": 5e-4, **JOINT},
 }
 
@@ -41,16 +45,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RUNS / "train_tiny")
     parser.add_argument("--world", type=Path, default=RUNS / "world")
-    parser.add_argument("--detection-steps", type=int, default=900)
-    parser.add_argument("--joint-steps", type=int, default=3900)
+    parser.add_argument("--detection-steps", type=int, default=1100)
+    parser.add_argument("--joint-steps", type=int, default=3200)
+    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="a smaller one trains faster")
     options = parser.parse_args()
-    torch.set_num_threads(max(1, torch.get_num_threads()))
     arguments = {
         "detection": training_arguments(options.out / "detection", options.detection_steps, **STAGES["detection"]),
         "joint": training_arguments(options.out / "joint", options.joint_steps, **STAGES["joint"]),
     }
     world = prepare_world(options.world)
-    model, processor = build_model(world)
+    model, processor = build_model(world, options.image_size)
     if not (options.out / "detection" / "final").exists():
         trainer = make_trainer(model, processor, {"detection": world.train["detection"]}, arguments["detection"])
         run_stage(trainer, options.out / "detection")

@@ -46,10 +46,8 @@ def test_source_files_are_short(path):
 
 
 def test_no_file_names_a_folder_of_one_machine():
-    files = [
-        file for folder in ("src", "tests", "scripts", ".ci", "model_cards") for file in (ROOT / folder).rglob("*")
-    ]
-    files += [file for file in ROOT.iterdir() if file.is_file()]
+    folders = ("src", "tests", "scripts", ".ci", "model_cards")
+    files = [*ROOT.iterdir(), *(file for folder in folders for file in (ROOT / folder).rglob("*"))]
     texts = [file for file in files if file.is_file() and file.suffix in TEXT_SUFFIXES and "egg-info" not in str(file)]
     assert len(texts) > len(SOURCES)
     found = [

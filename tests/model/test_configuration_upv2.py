@@ -14,11 +14,11 @@ from transformers_upv2.model.configuration_upv2 import (
 
 
 def test_misspelt_field_names_the_close_match():
-    with pytest.raises(ValueError, match="UniPerceiverV2Config has no field `num_proposal`.*`num_proposals`"):
+    with pytest.raises(ValueError, match=r"UniPerceiverV2Config has no field `num_proposal`.*`num_proposals`"):
         UniPerceiverV2Config.preset("tiny", num_proposal=3)
-    with pytest.raises(ValueError, match="UniPerceiverV2DecoderConfig has no field `drop_paths`.*`drop_path`"):
+    with pytest.raises(ValueError, match=r"UniPerceiverV2DecoderConfig has no field `drop_paths`.*`drop_path`"):
         UniPerceiverV2Config.preset("tiny", decoder_config={"drop_paths": 0.1})
-    with pytest.raises(ValueError, match="UniPerceiverV2ProposalConfig has no field `num_querys`.*`num_queries`"):
+    with pytest.raises(ValueError, match=r"UniPerceiverV2ProposalConfig has no field `num_querys`.*`num_queries`"):
         UniPerceiverV2ProposalConfig(num_querys=3)
 
 
@@ -59,7 +59,7 @@ def test_misspelt_field_in_a_file_is_an_error(tmp_path):
     fields = json.loads((tmp_path / "config.json").read_text())
     fields["decoder_config"]["num_hiden_layers"] = 7
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="`num_hiden_layers`.*`num_hidden_layers`"):
+    with pytest.raises(ValueError, match=r"`num_hiden_layers`.*`num_hidden_layers`"):
         UniPerceiverV2Config.from_pretrained(tmp_path)
 
 

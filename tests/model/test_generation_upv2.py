@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny_models import TEXTS, pad_images, random_images
 from transformers.cache_utils import DynamicCache
 
+from tiny_models import TEXTS, pad_images, random_images
 from transformers_upv2.model.caption_layout import training_layout
 from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
 from transformers_upv2.model.task_forward import prefix_mask, vocabulary_logits

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny_models import IMAGE_SIZE, box_labels, pad_images, random_images, tiny_config
 from torch.nn import functional as F
 
+from tiny_models import IMAGE_SIZE, box_labels, pad_images, random_images, tiny_config
 from transformers_upv2.model.image_encoder import ImageEncoder
 from transformers_upv2.model.image_encoding import ImageEncoding
 from transformers_upv2.model.task_forward import full_masks

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_models import pad_images, random_images
 
+from tiny_models import pad_images, random_images
 from transformers_upv2.model.image_encoding import ImageEncoding
 
 

@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import CLASS_NAMES, TEXTS, random_images
 from torch.nn import functional as F
 
+from tiny_models import CLASS_NAMES, TEXTS, random_images
 from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
 from transformers_upv2.model.modeling_tasks_upv2 import (
     UniPerceiverV2ForImageClassification,
@@ -185,7 +185,7 @@ def test_segmentation_is_detection_with_masks(model):
 
 def test_masks_of_an_encoding_that_kept_none_are_an_error(model):
     encoding = model.encode_image(random_images(1))
-    with pytest.raises(ValueError, match="Full masks need an encoding made with .*keep_mask_features=True"):
+    with pytest.raises(ValueError, match=r"Full masks need an encoding made with .*keep_mask_features=True"):
         UniPerceiverV2ForInstanceSegmentation.from_model(model)(image_encoding=encoding)
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tiny_models import TEXTS, pad_images, random_images, tiny_config
 
+from tiny_models import TEXTS, pad_images, random_images, tiny_config
 from transformers_upv2.model import attention
 from transformers_upv2.model.caption_layout import training_layout
 from transformers_upv2.model.image_encoder import image_sizes
@@ -183,7 +183,7 @@ def test_an_encoding_is_refused_after_the_weights_changed(base, change):
         base.load_state_dict(base.state_dict())
     else:
         base.to(torch.float64)
-    with pytest.raises(ValueError, match="`image_encoding` must come from the present weights.*`encode_image` again"):
+    with pytest.raises(ValueError, match=r"`image_encoding` must come from the present weights.*`encode_image` again"):
         base.decode_image(encoding, "image")
 
 

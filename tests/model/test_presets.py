@@ -61,14 +61,13 @@ def test_every_batch_norm_of_every_backbone_is_frozen(models):
 
 
 def test_no_code_asks_for_the_name_of_a_preset():
-    # the backbone and the function of `PRESETS["resnet50"]["backbone_config"]` is a default, not a question
-    asked = []
-    for file in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.Compare | ast.Match) and any(
-                isinstance(part, ast.Constant) and part.value in PRESETS for part in ast.walk(node)
-            ):
-                asked.append(f"{file.relative_to(SOURCE)}:{node.lineno}")
+    asked = [
+        f"{file.relative_to(SOURCE)}:{node.lineno}"
+        for file in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Compare | ast.Match)
+        and any(isinstance(part, ast.Constant) and part.value in PRESETS for part in ast.walk(node))
+    ]
     assert not asked
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import CLASS_NAMES, box_labels, pad_images, random_images, task_batches, tiny_config
 
+from tiny_models import CLASS_NAMES, box_labels, pad_images, random_images, task_batches, tiny_config
 from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
 from transformers_upv2.model.image_encoding import ImageEncoding
 from transformers_upv2.model.likelihood_losses import vocabulary_loss

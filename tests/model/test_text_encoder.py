@@ -68,5 +68,5 @@ def test_the_longest_text_fits_and_one_more_token_is_an_error():
     ids = torch.full((1, 13), 7)
     # RoBERTa's positions start at 2, so 14 positions hold 12 tokens
     encode(encoder, ids[:, :12], torch.ones(1, 12, dtype=torch.long))
-    with pytest.raises(ValueError, match="`input_ids` must stay within the text encoder's 14 positions, got.* 14"):
+    with pytest.raises(ValueError, match=r"`input_ids` must stay within the text encoder's 14 positions, got.* 14"):
         encode(encoder, ids, torch.ones(1, 13, dtype=torch.long))
