@@ -7,7 +7,6 @@ from pathlib import Path
 from string import Template
 
 from tiny_recipe import ROOT, RUNS, SHIPPED, evaluators, load_folder, prepare_world, save_folder
-
 from transformers_upv2.evaluation.reference_scores import blind_baselines, ceilings
 from transformers_upv2.evaluation.report import HEADLINE_METRICS
 from transformers_upv2.evaluation.suite import evaluate_all

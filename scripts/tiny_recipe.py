@@ -51,10 +51,10 @@ JOINT: dict[str, Any] = {
 }
 
 
-def prepare_world(folder: Path = RUNS / "world", sizes: WorldSizes = WorldSizes()) -> World:
+def prepare_world(folder: Path = RUNS / "world", sizes: WorldSizes | None = None) -> World:
     """Make the demo world unless it is there."""
     if not (folder / "README.txt").exists():
-        make_world(folder, seed=0, sizes=sizes)
+        make_world(folder, seed=0, sizes=sizes or WorldSizes())
     return open_world(folder)
 
 

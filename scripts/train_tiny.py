@@ -1,8 +1,8 @@
 """Train the shipped tiny checkpoint: `make train-tiny`.
 
 Two stages, as the paper's joint training starts from a detection-pretrained image side: detection alone, with a Mask
-DINO that knows the classes; then, with one foreground logit, all tasks with unmixed sampling and TBGN. Each stage resumes from its newest checkpoint. Two processes with one thread
-each use two cores better than one process with two threads:
+DINO that knows the classes; then, with one foreground logit, all tasks with unmixed sampling and TBGN. Each stage
+resumes from its newest checkpoint. Two processes with one thread each use two cores better than one with two threads:
 
     torchrun --nproc_per_node 2 scripts/train_tiny.py
 """
@@ -15,7 +15,17 @@ from pathlib import Path
 import torch.distributed as dist
 from transformers.trainer_utils import get_last_checkpoint
 
-from tiny_recipe import IMAGE_SIZE, JOINT, RUNS, build_model, class_agnostic, freeze_early_layers, make_trainer, prepare_world, training_arguments
+from tiny_recipe import (
+    IMAGE_SIZE,
+    JOINT,
+    RUNS,
+    build_model,
+    class_agnostic,
+    freeze_early_layers,
+    make_trainer,
+    prepare_world,
+    training_arguments,
+)
 from transformers_upv2 import UniPerceiverV2Trainer
 
 STAGES = {

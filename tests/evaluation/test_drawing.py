@@ -82,6 +82,13 @@ def test_detections_at_the_border_stay_drawable():
     assert draw_detections(noise(), [{"label": "a very long name of a class", "score": 1.0, "box": box}])
 
 
+@pytest.mark.parametrize("side", [0, 0.5, 1, 2.5])
+def test_boxes_smaller_than_their_outline_stay_drawable(side):
+    image = noise()
+    box = {"xmin": 100.3, "ymin": 90.7, "xmax": 100.3 + side, "ymax": 90.7 + side}
+    assert changed(image, draw_detections(image, [{"label": "cat", "box": box}]))[91, 100]
+
+
 def test_classes_have_colors_far_apart():
     colors = np.array(list(class_colors(str(i) for i in range(16)).values()))
     distances = np.abs(colors[:, None] - colors[None]).sum(axis=2) + 1000 * np.eye(16)

@@ -1,4 +1,4 @@
-"""The shipped folder: complete, loaded by every class and every stock pipeline in a fresh process, saved byte-identical."""
+"""The shipped folder: complete, loaded by every class and stock pipeline, saved again byte for byte."""
 
 import hashlib
 import json

@@ -171,6 +171,8 @@ def _area(box: Rectangle) -> float:
 
 
 def _grow(box: Rectangle, pixels: float) -> Rectangle:
+    """Move the sides outwards, or inwards by less than half of the box."""
+    pixels = max(pixels, -0.49 * min(box[2] - box[0], box[3] - box[1]))
     return box[0] - pixels, box[1] - pixels, box[2] + pixels, box[3] + pixels
 
 
