@@ -7,6 +7,10 @@ from tiny_models import TEXTS, pad_images, random_images, tiny_config
 from transformers_upv2.model import attention
 from transformers_upv2.model.caption_layout import training_layout
 from transformers_upv2.model.image_encoder import image_sizes
+from transformers_upv2.model.modeling_tasks_upv2 import (
+    UniPerceiverV2ForImageClassification,
+    UniPerceiverV2ForObjectDetection,
+)
 from transformers_upv2.model.modeling_upv2 import UniPerceiverV2Model
 from transformers_upv2.model.task_forward import prefix_mask
 
@@ -283,3 +287,21 @@ def test_initial_weights_are_finite_and_differ_by_seed():
     experts = states[0]["decoder.layers.0.feed_forward.up_projection.weight"]
     assert experts.std().item() == pytest.approx(0.05, rel=0.1)
     assert not torch.equal(experts[0], experts[1])
+
+
+def test_merged_experts_answer_as_routed_ones_and_are_saved(model, batches, tmp_path):
+    batch = {key: batches["classification"][key] for key in ("pixel_values", "pixel_mask")}
+    classifier = UniPerceiverV2ForImageClassification.from_model(model)
+    detector = UniPerceiverV2ForObjectDetection.from_model(model)
+    with torch.no_grad():
+        before = classifier(**batch).logits, detector(**batch).logits
+        classifier.merge_experts(["classification", "detection"])
+        after = classifier(**batch).logits, detector(**batch).logits
+        classifier.save_pretrained(tmp_path)
+        loaded = UniPerceiverV2ForImageClassification.from_pretrained(tmp_path).eval()
+        reloaded = loaded(**batch).logits
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reloaded, before[0], atol=1e-5, rtol=1e-5)
+    assert loaded.config.decoder_config.merged_routes == ["image", "label"]
+    with pytest.raises(ValueError, match=r"cannot use 'text'.*language_modeling"):
+        loaded.model.decode_text(torch.tensor([[0, 9, 2]]), torch.ones(1, 3), "text")

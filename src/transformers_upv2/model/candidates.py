@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 def weights_fingerprint(module: nn.Module) -> int:
@@ -48,6 +48,13 @@ class CandidateCache:
         """Forget everything."""
         self._entries.clear()
         self._fingerprint = None
+
+
+def predictable_ids(config: PreTrainedConfig) -> Tensor:
+    """Token ids of the vocabulary that can be predicted: all but ``<s> <pad> <unk> <mask>``, ascending."""
+    excluded = [config.bos_token_id, config.pad_token_id, config.unk_token_id, config.mask_token_id]
+    ids = torch.arange(config.vocab_size)
+    return ids[~torch.isin(ids, torch.tensor(excluded))]
 
 
 def freeze_ids(token_ids: Sequence[Sequence[Sequence[int]]]) -> tuple:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from .tasks import ATTRIBUTE_BITS, ROUTES
+from .tasks import ATTRIBUTE_BITS, ROUTES, TASKS
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,10 @@ class ConditionalFeedForward(nn.Module):
         if self.gate is not None:
             return self.gate(route, generator)
         if route not in self.merged_routes:
+            needed_by = [task.name for task in TASKS.values() if route in task.routes]
             raise ValueError(
-                f"This model was merged for the routes {list(self.merged_routes)} only and cannot use {route!r}. "
-                "Load the unmerged checkpoint, or merge it with the task that needs the route."
+                f"This model was merged for the routes {list(self.merged_routes)} and cannot use {route!r}, which the "
+                f"tasks {needed_by} need. Load the unmerged checkpoint, or merge it with `tasks` that name them."
             )
         one_hot = torch.zeros(len(self.merged_routes), device=self.up_projection.weight.device)
         one_hot[self.merged_routes.index(route)] = 1.0

@@ -103,6 +103,10 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         """Replace the text encoder's word embeddings."""
         self.model.set_input_embeddings(value)
 
+    def merge_experts(self, tasks: Sequence[str] | None = None) -> None:
+        """Deploy with one dense network a route; see `UniPerceiverV2Model.merge_experts`."""
+        self.model.merge_experts(tasks)
+
     def encode_image(self, *args: Any, **kwargs: Any) -> ImageEncoding:
         """Perceive once; see `UniPerceiverV2Model.encode_image`."""
         return self.model.encode_image(*args, **kwargs)

@@ -4,6 +4,7 @@ Reference: Uni-Perceiver v2 (https://arxiv.org/abs/2211.09808), sections 3 and 4
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,14 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 
 from .attention import additive_mask
-from .candidates import CandidateCache, average_variants, freeze_ids, pad_ids, weights_fingerprint
+from .candidates import (
+    CandidateCache,
+    average_variants,
+    freeze_ids,
+    pad_ids,
+    predictable_ids,
+    weights_fingerprint,
+)
 from .caption_layout import CaptionLayout
 from .conditional_moe import TokenGroup
 from .configuration_upv2 import UniPerceiverV2Config
@@ -22,7 +30,7 @@ from .image_encoding import ImageEncoding
 from .likelihood import Likelihood
 from .outputs import UniPerceiverV2ModelOutput
 from .pretrained_upv2 import UniPerceiverV2PreTrainedModel
-from .tasks import TASKS
+from .tasks import TASKS, get_task
 from .text_encoder import TextEncoder
 from .unified_decoder import UnifiedDecoder
 
@@ -31,14 +39,7 @@ CANDIDATE_CHUNK = 1024
 
 
 class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
-    """Uni-Perceiver v2 without a question: f, g, and the likelihood.
-
-    Example:
-        ```python
-        encoding = model.encode_image(**processor(images=image, return_tensors="pt"))
-        embeddings = model.decode_image(encoding, "image")[:, 0]
-        ```
-    """
+    """Uni-Perceiver v2 without a question: f, g, and the likelihood."""
 
     def __init__(self, config: UniPerceiverV2Config) -> None:
         super().__init__(config)
@@ -77,8 +78,6 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         state_dict = kwargs.pop("state_dict", None) or self.state_dict()
         state_dict = {f"{self.base_model_prefix}.{name}": value for name, value in state_dict.items()}
         super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
-
-    # --- f: perceiving and reading -------------------------------------------------------------
 
     def encode_image(
         self,
@@ -119,8 +118,6 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             self.text_encoder.position_ids(attention_mask),
             additive_mask(allowed, self.spe_token.dtype),
         )
-
-    # --- g: decoding ---------------------------------------------------------------------------
 
     def run_decoder(self, tokens: Tensor, token_mask: Tensor, route: str, step_seed: int | None = None) -> Tensor:
         """Run g over [SPE] and a sequence of one route, and embed every output.
@@ -235,7 +232,22 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
                 "Call `encode_image` again."
             )
 
-    # --- candidates ----------------------------------------------------------------------------
+    @torch.no_grad()
+    def merge_experts(self, tasks: Sequence[str] | None = None) -> None:
+        """Deploy: replace the experts by one dense network for each route, in place, with the same outputs.
+
+        The merged model is saved and loaded like any other; it cannot be trained further as a mixture.
+
+        Args:
+            tasks: Keys of ``TASKS`` that must still work; None: all. The routes of other tasks are given up.
+
+        Raises:
+            ValueError: If there is no such task, or the model is merged already and lacks a route.
+        """
+        names = list(TASKS) if tasks is None else list(tasks)
+        routes = list(dict.fromkeys(route for name in names for route in get_task(name).routes))
+        self.decoder.merge_experts(routes)
+        self.config.decoder_config.merged_routes = routes
 
     def encode_candidates(
         self, input_ids: Tensor, attention_mask: Tensor, route: str = "label", step_seed: int | None = None
@@ -289,10 +301,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
 
     def vocabulary_ids(self) -> Tensor:
         """Token ids that can be predicted: all but ``<s> <pad> <unk> <mask>``, ascending."""
-        config = self.config
-        excluded = torch.tensor([config.bos_token_id, config.pad_token_id, config.unk_token_id, config.mask_token_id])
-        ids = torch.arange(config.vocab_size)
-        return ids[~torch.isin(ids, excluded)].to(self.spe_token.device)
+        return predictable_ids(self.config).to(self.spe_token.device)
 
     def encode_vocabulary(self, token_ids: Tensor, step_seed: int | None = None) -> Tensor:
         """Encode words from their token ids, never from decoded strings: ``[SPE] <s> v </s>``.
@@ -314,8 +323,6 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         if self.training:
             return self.encode_vocabulary(self.vocabulary_ids())
         return self.candidate_cache.get(self, "vocabulary", lambda: self.encode_vocabulary(self.vocabulary_ids()))
-
-    # --- what transformers expects -------------------------------------------------------------
 
     def get_image_features(
         self,
@@ -355,9 +362,6 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             input_ids: ``(batch, tokens)``.
             attention_mask: 1 = real token, ``(batch, tokens)``.
             image_encoding: In place of ``pixel_values``.
-
-        Returns:
-            Unit vectors of all tokens and of [SPE].
 
         Raises:
             ValueError: If there is neither an image nor a text, or both.

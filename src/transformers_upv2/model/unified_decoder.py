@@ -128,6 +128,11 @@ class UnifiedDecoder(nn.Module):
             hidden_states = layer(hidden_states, mask, groups, seeds, cache, num_kept)
         return hidden_states
 
+    def merge_experts(self, routes: Sequence[str]) -> None:
+        """Replace the experts of every layer by one dense network for each route, in place."""
+        for layer in self.layers:
+            layer.feed_forward = layer.feed_forward.merge(routes)
+
 
 def _gate_seed(step_seed: int, layer: int, route: str) -> int:
     return zlib.crc32(f"{step_seed}/{layer}/{route}".encode())
