@@ -128,13 +128,13 @@ def train(
     """
     canvas = (options.image_size, options.image_size)
     transform = Compose([LargeScaleJitter(canvas, scale_range=(0.5, 1.5)), RandomFlip(), ColorJitter()])
-    # An image is computed on its own canvas, as in use: one image a micro-batch, no padding to a common size.
+    # No padding to a square: in use an image is computed on its own canvas, and the batch's comes nearest to it.
+    # Images are not split into micro-batches, where each object of a crowded image would count less.
     image_options: dict[str, Any] = {"pad_size": None, "do_resize": not options.augment}
     arguments = UniPerceiverV2TrainingArguments(
         output_dir=str(options.out),
         max_steps=options.steps,
-        batch_sizes={"detection": 1},
-        gradient_accumulation_steps=options.batch_size,
+        batch_sizes={"detection": options.batch_size},
         image_options={"detection": image_options},
         learning_rate=options.learning_rate,
         lr_multipliers={"model.image_encoder.backbone": 0.2},

@@ -105,17 +105,17 @@ def box_labels(counts: Sequence[int], size: int = IMAGE_SIZE, with_masks: bool =
     return labels
 
 
-def task_batches(tokenizer: Any, number: int = 2) -> dict[str, dict[str, Any]]:
+def task_batches(tokenizer: Any, number: int = 2, size: int = IMAGE_SIZE) -> dict[str, dict[str, Any]]:
     """Make a training batch of every task."""
     texts = [TEXTS[index % len(TEXTS)] for index in range(number)]
     words = tokenizer(texts, padding=True, return_tensors="pt")
     words = {"input_ids": words["input_ids"], "attention_mask": words["attention_mask"]}
-    pixels = pad_images(list(random_images(number)), IMAGE_SIZE, IMAGE_SIZE)
+    pixels = pad_images(list(random_images(number, size, size)), size, size)
     asked = torch.zeros_like(words["input_ids"], dtype=torch.bool)
     asked[:, 1:4] = True
     return {
         "classification": pixels | {"labels": torch.arange(number) % len(CLASS_NAMES)},
-        "detection": pixels | {"labels": box_labels([2, 1, 3, 0][:number])},
+        "detection": pixels | {"labels": box_labels([2, 1, 3, 0][:number], size)},
         "captioning": pixels | words,
         "retrieval": pixels | words,
         "language_modeling": words

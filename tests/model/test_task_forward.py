@@ -310,7 +310,7 @@ def test_swin_base_runs_and_learns_every_task(roberta_tokenizer):
     for label_set in ("classification", "detection"):
         model.set_labels(CLASS_NAMES, roberta_tokenizer, label_set=label_set)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    batches = task_batches(roberta_tokenizer)
+    batches = task_batches(roberta_tokenizer, size=128)  # 300 queries need as many cells
     words = batches["language_modeling"]
     words["input_ids"] = words["input_ids"].masked_fill(words["input_ids"] == 319, config.mask_token_id)
     for task, batch in batches.items():

@@ -44,6 +44,12 @@ def test_equals_the_encoder_of_transformers(config, reference_class):
     torch.testing.assert_close(encode(encoder, ids[1:2, :6], mask[1:2, :6])[0], output[1, :6], atol=1e-5, rtol=1e-5)
 
 
+def test_positions_are_those_that_the_encoder_was_trained_with():
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 1, 1]])
+    assert TextEncoder(ROBERTA, 16).position_ids(mask).tolist() == [[2, 3, 4, 1], [1, 1, 2, 3]]
+    assert TextEncoder(BERT, 16).position_ids(mask).tolist() == [[0, 1, 2, 0], [0, 0, 0, 1]]
+
+
 def test_left_padding_changes_nothing():
     encoder = TextEncoder(ROBERTA, 16).eval()
     ids = torch.randint(4, 50, (1, 5))

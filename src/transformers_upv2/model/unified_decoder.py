@@ -9,6 +9,7 @@ embedding for each kind of token.
 
 import zlib
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +96,10 @@ class UnifiedDecoder(nn.Module):
 
     def __init__(self, config: UniPerceiverV2DecoderConfig, first_cache_index: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             UnifiedDecoderLayer(config, first_cache_index + index) for index in range(config.num_hidden_layers)
         )
+        self.layers = cast("Sequence[UnifiedDecoderLayer]", layers)
 
     def forward(
         self,
