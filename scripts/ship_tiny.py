@@ -12,7 +12,7 @@ from transformers_upv2.evaluation.report import HEADLINE_METRICS
 from transformers_upv2.evaluation.suite import evaluate_all
 
 RUN = RUNS / "train_tiny"
-EXAMPLE_SCENE = 4
+EXAMPLE_SCENE = 14
 
 TASK_TYPES = {
     "detection": "object-detection",
