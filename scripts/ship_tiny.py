@@ -56,7 +56,8 @@ def fill_card(metrics: Mapping[str, float], blind: Mapping[str, float], best: Ma
         metrics="\n".join(rows),
         model_index=model_index(metrics),
         limits="Photographs, other classes, other words and other image sizes are outside of what it has seen. The "
-        "vocabulary has some 170 words; other text is spelled in bytes that were never trained.",
+        "vocabulary has some 170 words; other text is spelled in bytes that were never trained. Its captions name the "
+        "classes, but colors and places are mostly guessed.",
         credits="Its backbone starts from EfficientNet-Lite0's ImageNet weights (Apache-2.0); its training images use "
         "digits and photographs that scikit-learn and scikit-image ship.",
     )
