@@ -51,6 +51,22 @@ JOINT: dict[str, Any] = {
 }
 
 
+# The short run: the image side is trained already, so detection needs less and the words more.
+SHORT: dict[str, Any] = {
+    **JOINT,
+    "sampling_probabilities": {
+        "detection": 0.2,
+        "classification": 0.15,
+        "captioning": 0.3,
+        "retrieval": 0.2,
+        "language_modeling": 0.15,
+    },
+    "task_weights": {"detection": 3.0, "captioning": 3.0},
+    "learning_rate": 8e-4,
+    "lr_multipliers": {"model.image_encoder": 0.3, "model.image_encoder.backbone": 0.1},
+}
+
+
 def prepare_world(folder: Path = RUNS / "world", sizes: WorldSizes | None = None) -> World:
     """Make the demo world unless it is there."""
     if not (folder / "README.txt").exists():
@@ -59,11 +75,12 @@ def prepare_world(folder: Path = RUNS / "world", sizes: WorldSizes | None = None
 
 
 def build_model(
-    world: World, image_size: int = IMAGE_SIZE, seed: int = 0
+    world: World, image_size: int = IMAGE_SIZE, num_classes: int | None = None, seed: int = 0
 ) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
     """Build the tiny preset from pretrained parts: ImageNet backbone, the world's tokenizer and class names.
 
-    The proposal network starts as an ordinary Mask DINO with a logit for every class; `class_agnostic` ends that.
+    Without `num_classes` the proposal network starts as an ordinary Mask DINO with a logit for every class;
+    `class_agnostic` ends that.
     """
     tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
     size = {"height": image_size, "width": image_size}
@@ -74,7 +91,7 @@ def build_model(
     config = UniPerceiverV2Config.preset(
         "tiny",
         text_config={"vocab_size": len(tokenizer)},
-        proposal_config={"num_classes": len(world.class_names)},
+        proposal_config={"num_classes": num_classes or len(world.class_names)},
         region_loss_weight=0.5,  # g is new: its first, wild gradients must not drown the boxes'
     )
     torch.manual_seed(seed)
@@ -101,6 +118,20 @@ def load_imagenet_backbone(model: UniPerceiverV2ForMultiTask) -> None:
                 f"Backbone tensor {name} must have the shape {tuple(target[name].shape)}, got {value.shape}."
             )
         target[name].copy_(value)
+
+
+def image_side_of(
+    folder: Path, world: World, image_size: int
+) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
+    """Build a model whose backbone and proposal network are a checkpoint's; text encoder and decoder start anew."""
+    config = UniPerceiverV2Config.from_pretrained(folder)
+    model, processor = build_model(world, image_size, config.proposal_config.num_classes)
+    model.model.config.region_loss_weight = config.region_loss_weight
+    source = UniPerceiverV2ForMultiTask.from_pretrained(folder).model.image_encoder
+    target = model.model.image_encoder
+    target.backbone.load_state_dict(source.backbone.state_dict())
+    target.proposal_network.load_state_dict(source.proposal_network.state_dict())
+    return model, processor
 
 
 def class_agnostic(folder: Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:

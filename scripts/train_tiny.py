@@ -19,9 +19,11 @@ from tiny_recipe import (
     IMAGE_SIZE,
     JOINT,
     RUNS,
+    SHORT,
     build_model,
     class_agnostic,
     freeze_early_layers,
+    image_side_of,
     make_trainer,
     prepare_world,
     training_arguments,
@@ -58,12 +60,23 @@ def main() -> None:
     parser.add_argument("--detection-steps", type=int, default=1100)
     parser.add_argument("--joint-steps", type=int, default=3200)
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="a smaller one trains faster")
+    parser.add_argument(
+        "--image-side",
+        type=Path,
+        help="a checkpoint whose backbone and proposal network are taken; the first stage is left out",
+    )
     options = parser.parse_args()
     arguments = {
         "detection": training_arguments(options.out / "detection", options.detection_steps, **STAGES["detection"]),
         "joint": training_arguments(options.out / "joint", options.joint_steps, **STAGES["joint"]),
     }
     world = prepare_world(options.world)
+    if options.image_side:
+        model, processor = image_side_of(options.image_side, world, options.image_size)
+        freeze_early_layers(model)
+        short = training_arguments(options.out / "joint", options.joint_steps, **SHORT)
+        run_stage(make_trainer(model, processor, world.train, short), options.out / "joint")
+        return
     model, processor = build_model(world, options.image_size)
     if not (options.out / "detection" / "final").exists():
         trainer = make_trainer(model, processor, {"detection": world.train["detection"]}, arguments["detection"])

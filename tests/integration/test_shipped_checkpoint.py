@@ -26,7 +26,9 @@ folder, image = sys.argv[1:3]
 names = ["star", "heart", "two"]
 calls = {
     "object-detection": lambda pipe: pipe(image, threshold=0.3),
-    "image-segmentation": lambda pipe: [{k: v for k, v in e.items() if k != "mask"} for e in pipe(image, threshold=0.4)],
+    "image-segmentation": lambda pipe: [
+        {key: value for key, value in found.items() if key != "mask"} for found in pipe(image, threshold=0.4)
+    ],
     "image-classification": lambda pipe: pipe(image),
     "zero-shot-image-classification": lambda pipe: pipe(image, candidate_labels=names),
     "zero-shot-object-detection": lambda pipe: pipe(image, candidate_labels=names, threshold=0.1),
