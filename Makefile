@@ -42,6 +42,6 @@ test-fast: $(READY)  ## the tests that take less than a few seconds each
 demo: $(READY)  ## make the demo world, show the shipped checkpoint, train for MINUTES=5, write runs/demo/report.html
 	$(BIN)/python scripts/demo.py --minutes $(MINUTES)
 
-train-tiny: $(READY)  ## train the shipped tiny checkpoint again (about 100 minutes on two cores, resumable)
+train-tiny: $(READY)  ## train the shipped tiny checkpoint again (about an hour on two cores, resumable)
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc_per_node 2 scripts/train_tiny.py
 	$(BIN)/python scripts/ship_tiny.py
