@@ -16,9 +16,10 @@ RUN = RUNS / "train_tiny"
 EXAMPLE_SCENE = 14
 
 SELECTION = """\
-The settings were chosen in a handful of runs, one seed each, while looking at box and mask AP on this same test split, so
-these numbers are optimistic by an unknown amount. `make demo` repeats the checkpoint's column; its blind column differs
-a little, since its training split is smaller. `example.jpg` is a test scene picked because every object in it is found."""
+The settings were chosen in a handful of runs, one seed each, while looking at box and mask AP on this same test split,
+so these numbers are optimistic by an unknown amount. `make demo` repeats the checkpoint's column; its blind column
+differs a little, since its training split is smaller. `example.jpg` is a test scene picked because every object in it
+is found."""
 
 TASK_TYPES = {
     "detection": "object-detection",

@@ -80,9 +80,9 @@ def region_losses(detection_score: str, logits: Tensor, labels: Tensor) -> dict[
     """Losses of the classes of proposals.
 
     Eq. 7 teaches what tells the labels apart; in focal mode a second term makes each label's score independent of the
-    other labels. The focal term alone would first pull all labels into one direction, that of the foreground, and
-    stay there: seen in one run on the demo world, 500 updates without any class learned. The remedy was tried together with a
-    class-aware first stage, so their shares are not known.
+    other labels. With the focal term alone all labels were pulled into one direction, that of the foreground: seen in
+    one run on the demo world, 500 updates without any class learned. The softmax term was tried together with a
+    class-aware first stage, so their shares in the remedy are not known.
 
     Args:
         detection_score: ``config.detection_score``.
