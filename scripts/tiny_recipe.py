@@ -1,6 +1,6 @@
 """What the demo and the tiny checkpoint's training share: the world, the model from pretrained parts, the numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from transformers_upv2 import (
     UniPerceiverV2TrainingArguments,
 )
 from transformers_upv2.data.augmentation import ColorJitter
+from transformers_upv2.data.coco_detection import CocoDetection
 from transformers_upv2.data.demo_world import World, WorldSizes, make_world, open_world
+from transformers_upv2.data.world_objects import COLORS
 from transformers_upv2.evaluation.captioning import CaptioningEvaluator
 from transformers_upv2.evaluation.evaluator import Evaluator
 from transformers_upv2.evaluation.retrieval import RetrievalEvaluator
@@ -74,13 +76,37 @@ def prepare_world(folder: Path = RUNS / "world", sizes: WorldSizes | None = None
     return open_world(folder)
 
 
+class ColoredObjects(Dataset[dict[str, Any]]):
+    """Scenes whose categories are color and class, "red star", for the detection stage.
+
+    The world's COCO file states each object's color. A detector that need not tell colors forgets them within
+    minutes, and captions cannot name what the image side has dropped.
+    """
+
+    def __init__(self, scenes: CocoDetection) -> None:
+        self.scenes = scenes
+        self.colors = list(COLORS)
+        self.class_names = [f"{color} {name}" for name in scenes.class_names for color in self.colors]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self.scenes[index]
+        annotations = [
+            {**item, "category_id": item["category_id"] * len(self.colors) + self.colors.index(item["color"])}
+            for item in example["annotations"]
+        ]
+        return {**example, "annotations": annotations}
+
+
 def build_model(
-    world: World, image_size: int = IMAGE_SIZE, num_classes: int | None = None, seed: int = 0
+    world: World, image_size: int = IMAGE_SIZE, detected: Sequence[str] | None = None, seed: int = 0
 ) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
     """Build the tiny preset from pretrained parts: ImageNet backbone, the world's tokenizer and class names.
 
-    Without `num_classes` the proposal network starts as an ordinary Mask DINO with a logit for every class;
-    `class_agnostic` ends that.
+    With names in `detected` the proposal network starts as an ordinary Mask DINO with a logit for each of them, and
+    detection asks for them; `class_agnostic` ends that.
     """
     tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
     size = {"height": image_size, "width": image_size}
@@ -91,15 +117,15 @@ def build_model(
     config = UniPerceiverV2Config.preset(
         "tiny",
         text_config={"vocab_size": len(tokenizer)},
-        proposal_config={"num_classes": num_classes or len(world.class_names)},
+        proposal_config={"num_classes": len(detected or ["foreground"])},
         region_loss_weight=0.5,  # g is new: its first, wild gradients must not drown the boxes'
     )
     torch.manual_seed(seed)
     model = UniPerceiverV2ForMultiTask(config)
     load_imagenet_backbone(model)
     freeze_early_layers(model)
-    for label_set in ("classification", "detection"):
-        model.set_labels(world.class_names, tokenizer, label_set=label_set)
+    model.set_labels(world.class_names, tokenizer, label_set="classification")
+    model.set_labels(detected or world.class_names, tokenizer, label_set="detection")
     return model, processor
 
 
@@ -124,9 +150,8 @@ def image_side_of(
     folder: Path, world: World, image_size: int
 ) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
     """Build a model whose backbone and proposal network are a checkpoint's; text encoder and decoder start anew."""
-    config = UniPerceiverV2Config.from_pretrained(folder)
-    model, processor = build_model(world, image_size, config.proposal_config.num_classes)
-    model.model.config.region_loss_weight = config.region_loss_weight
+    model, processor = build_model(world, image_size)
+    model.model.config.region_loss_weight = UniPerceiverV2Config.from_pretrained(folder).region_loss_weight
     source = UniPerceiverV2ForMultiTask.from_pretrained(folder).model.image_encoder
     target = model.model.image_encoder
     target.backbone.load_state_dict(source.backbone.state_dict())
@@ -134,7 +159,7 @@ def image_side_of(
     return model, processor
 
 
-def class_agnostic(folder: Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
+def class_agnostic(folder: Path, world: World) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
     """Load a pretrained detector with one foreground logit in place of its classes, as section 4.1 asks.
 
     The class head and the denoising labels start anew, the head with focal prior; everything else is kept.
@@ -143,7 +168,9 @@ def class_agnostic(folder: Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiv
     config.proposal_config.num_classes = 1
     config.region_loss_weight = UniPerceiverV2Config.preset("tiny").region_loss_weight
     model = UniPerceiverV2ForMultiTask.from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
-    return model, UniPerceiverV2Processor.from_pretrained(folder)
+    processor = UniPerceiverV2Processor.from_pretrained(folder)
+    model.set_labels(world.class_names, processor.tokenizer, label_set="detection")
+    return model, processor
 
 
 def freeze_early_layers(model: UniPerceiverV2ForMultiTask) -> None:

@@ -20,6 +20,7 @@ from tiny_recipe import (
     JOINT,
     RUNS,
     SHORT,
+    ColoredObjects,
     build_model,
     class_agnostic,
     freeze_early_layers,
@@ -57,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RUNS / "train_tiny")
     parser.add_argument("--world", type=Path, default=RUNS / "world")
-    parser.add_argument("--detection-steps", type=int, default=1100)
+    parser.add_argument("--detection-steps", type=int, default=1500)
     parser.add_argument("--joint-steps", type=int, default=3200)
     parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="a smaller one trains faster")
     parser.add_argument(
@@ -77,13 +78,14 @@ def main() -> None:
         short = training_arguments(options.out / "joint", options.joint_steps, **SHORT)
         run_stage(make_trainer(model, processor, world.train, short), options.out / "joint")
         return
-    model, processor = build_model(world, options.image_size)
+    colored = ColoredObjects(world.train["detection"])
+    model, processor = build_model(world, options.image_size, colored.class_names)
     if not (options.out / "detection" / "final").exists():
-        trainer = make_trainer(model, processor, {"detection": world.train["detection"]}, arguments["detection"])
+        trainer = make_trainer(model, processor, {"detection": colored}, arguments["detection"])
         run_stage(trainer, options.out / "detection")
     if dist.is_initialized():
         dist.barrier()
-    model, processor = class_agnostic(options.out / "detection" / "final")
+    model, processor = class_agnostic(options.out / "detection" / "final", world)
     freeze_early_layers(model)
     run_stage(make_trainer(model, processor, world.train, arguments["joint"]), options.out / "joint")
 
