@@ -9,7 +9,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-fast demo train-tiny
+.PHONY: help setup check format test test-fast test-transformers demo train-tiny
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +38,11 @@ test: $(READY)  ## all tests, the slow ones as well
 
 test-fast: $(READY)  ## the tests that take less than a few seconds each
 	$(BIN)/python -m pytest
+
+test-transformers: $(READY)  ## transformers' own common tests over our classes (fetches its sdist, about half an hour)
+	$(BIN)/python -m pip install --quiet --editable '.[suite]'
+	TRANSFORMERS_TESTS=$$($(BIN)/python scripts/fetch_transformers_tests.py build) \
+		$(BIN)/python -m pytest -o addopts= -o filterwarnings=default -rs tests/transformers_suite
 
 demo: $(READY)  ## make the demo world, show the shipped checkpoint, train for MINUTES=5, write runs/demo/report.html
 	$(BIN)/python scripts/demo.py --minutes $(MINUTES)

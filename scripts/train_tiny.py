@@ -1,8 +1,9 @@
 """Train the shipped tiny checkpoint: `make train-tiny`.
 
-Two stages, as the paper's joint training starts from a detection-pretrained image side: detection alone, with a Mask
-DINO that knows the classes; then, with one foreground logit, all tasks with unmixed sampling and TBGN. Each stage
-resumes from its newest checkpoint. Two processes with one thread each use two cores better than one with two threads:
+Three stages, as the paper's joint training starts from a detection-pretrained image side: detection alone, with a Mask
+DINO that knows colors and classes; then, with one foreground logit, all tasks with unmixed sampling and TBGN; then the
+same with the image side locked, whose encodings are kept, so that batches can be large. Each stage resumes from its
+newest checkpoint. Two processes with one thread each use two cores better than one with two threads:
 
     torchrun --nproc_per_node 2 scripts/train_tiny.py
 """
@@ -11,25 +12,31 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
+from transformers import RobertaTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
 from tiny_recipe import (
-    IMAGE_SIZE,
     JOINT,
+    LOCKED,
     RUNS,
     SHORT,
     ColoredObjects,
+    EncodedImages,
     build_model,
     class_agnostic,
     freeze_early_layers,
-    image_side_of,
+    from_encoders_of,
+    load_folder,
     make_trainer,
+    perceive_all,
     prepare_world,
     training_arguments,
 )
-from transformers_upv2 import UniPerceiverV2Trainer
+from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processor, UniPerceiverV2Trainer
+from transformers_upv2.data.demo_world import World
 
 STAGES = {
     "detection": {
@@ -39,32 +46,55 @@ STAGES = {
         "lr_multipliers": {"model.image_encoder.backbone": 0.2, "model.decoder": 0.3, "model.text_encoder": 0.3},
     },
     "joint": {"learning_rate": 5e-4, **JOINT},
+    "locked": {"learning_rate": 5e-4, **LOCKED},
 }
 
 
 def run_stage(trainer: UniPerceiverV2Trainer, folder: Path) -> None:
     """Train from the newest checkpoint of the stage, if there is one, and save the result as ``folder/final``."""
-    started = time.time()
-    checkpoint = get_last_checkpoint(str(folder)) if folder.exists() else None
+    folder.mkdir(parents=True, exist_ok=True)
+    begun = folder / "begun"
+    if not begun.exists():
+        begun.touch()  # its time survives an interruption
+    checkpoint = get_last_checkpoint(str(folder))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "final"))
     if trainer.is_world_process_zero():
-        record = {"seconds": round(time.time() - started), "log_history": trainer.state.log_history}
+        record = {"seconds": round(time.time() - begun.stat().st_mtime), "log_history": trainer.state.log_history}
         (folder / "history.json").write_text(json.dumps(record))
 
 
+def run_locked(
+    model: UniPerceiverV2ForMultiTask,
+    processor: UniPerceiverV2Processor,
+    world: World,
+    settings: dict[str, Any],
+    out: Path,
+) -> None:
+    """Train what asks, with the image side locked: every image of captions, pairs and classes is perceived once."""
+    model.model.image_encoder.requires_grad_(False)
+    encodings = {
+        name: perceive_all(model, processor, world.train[name], out / "encodings" / name)
+        for name in ("captioning", "classification")
+    }
+    encodings["retrieval"] = encodings["captioning"]  # the same scenes
+    encoded = {task: EncodedImages(world.train[task], encoding) for task, encoding in encodings.items()}
+    arguments = training_arguments(out / "locked", **settings)
+    run_stage(make_trainer(model, processor, world.train | encoded, arguments), out / "locked")
+
+
 def main() -> None:
-    """Run both stages, or what is left of them."""
+    """Run all stages, or what is left of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RUNS / "train_tiny")
     parser.add_argument("--world", type=Path, default=RUNS / "world")
     parser.add_argument("--detection-steps", type=int, default=1500)
-    parser.add_argument("--joint-steps", type=int, default=3200)
-    parser.add_argument("--image-size", type=int, default=IMAGE_SIZE, help="a smaller one trains faster")
+    parser.add_argument("--joint-steps", type=int, default=2200)
+    parser.add_argument("--locked-steps", type=int, default=900)
     parser.add_argument(
-        "--image-side",
+        "--encoders",
         type=Path,
-        help="a checkpoint whose backbone and proposal network are taken; the first stage is left out",
+        help="the demo's run: take the encoders of a checkpoint and run the last stage alone",
     )
     options = parser.parse_args()
     arguments = {
@@ -72,22 +102,25 @@ def main() -> None:
         "joint": training_arguments(options.out / "joint", options.joint_steps, **STAGES["joint"]),
     }
     world = prepare_world(options.world)
-    if options.image_side:
-        model, processor = image_side_of(options.image_side, world, options.image_size)
-        freeze_early_layers(model)
-        short = training_arguments(options.out / "joint", options.joint_steps, **SHORT)
-        run_stage(make_trainer(model, processor, world.train, short), options.out / "joint")
+    if options.encoders:
+        model, processor = from_encoders_of(options.encoders, world)
+        run_locked(model, processor, world, SHORT | {"max_steps": options.locked_steps}, options.out)
         return
     colored = ColoredObjects(world.train["detection"])
-    model, processor = build_model(world, options.image_size, colored.class_names)
+    model, processor = build_model(world, RobertaTokenizer.from_pretrained(world.paths.tokenizer), colored.class_names)
     if not (options.out / "detection" / "final").exists():
         trainer = make_trainer(model, processor, {"detection": colored}, arguments["detection"])
         run_stage(trainer, options.out / "detection")
     if dist.is_initialized():
         dist.barrier()
-    model, processor = class_agnostic(options.out / "detection" / "final", world)
-    freeze_early_layers(model)
-    run_stage(make_trainer(model, processor, world.train, arguments["joint"]), options.out / "joint")
+    if not (options.out / "joint" / "final").exists():
+        model, processor = class_agnostic(options.out / "detection" / "final", world)
+        freeze_early_layers(model)
+        run_stage(make_trainer(model, processor, world.train, arguments["joint"]), options.out / "joint")
+    if dist.is_initialized():
+        dist.barrier()
+    model, processor = load_folder(options.out / "joint" / "final")
+    run_locked(model, processor, world, STAGES["locked"] | {"max_steps": options.locked_steps}, options.out)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,22 @@
 
 import copy
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import RobertaTokenizer
 
 from tiny_models import CLASS_NAMES, TEXTS, scatter_weights, task_batches, tiny_config
 from transformers_upv2.data.world_tokenizer import train_tokenizer
+from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
+from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
+from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +52,28 @@ def model(session_model: UniPerceiverV2ForMultiTask) -> UniPerceiverV2ForMultiTa
 def batches(roberta_tokenizer: RobertaTokenizer) -> dict:
     """A training batch of every task, two samples each; read only."""
     return task_batches(roberta_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    session_model: UniPerceiverV2ForMultiTask,
+    roberta_tokenizer: RobertaTokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Read only: the tiny model and its processor, saved."""
+    folder = tmp_path_factory.mktemp("model_folder")
+    UniPerceiverV2ForConditionalGeneration.from_model(copy.deepcopy(session_model)).save_pretrained(folder)
+    image_processor = UniPerceiverV2ImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
+    UniPerceiverV2Processor(image_processor, roberta_tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only: three images of noise, ``0.png`` to ``2.png``, 60 wide and 40, 60 and 80 high."""
+    folder = tmp_path_factory.mktemp("image_folder")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        pixels = rng.integers(0, 256, (40 + 20 * index, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    return folder

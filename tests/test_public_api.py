@@ -14,7 +14,11 @@ import transformers_upv2
 from source_files import PACKAGE, ROOT, SOURCES
 from transformers_upv2.model.registration import MODELS, register
 
-HEAVY = ("pycocotools", "datasets", "matplotlib", "sklearn", "skimage", "pycocoevalcap", "transformers_upv2.training")
+HEAVY = (
+    *("pycocotools", "datasets", "matplotlib", "sklearn", "skimage", "pycocoevalcap"),
+    *("gradio", "onnx", "onnxscript", "onnxruntime", "faiss"),
+    "transformers_upv2.training",
+)
 
 
 @pytest.fixture(scope="module")

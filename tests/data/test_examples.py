@@ -4,6 +4,7 @@ from PIL import Image, ImageOps
 
 from transformers_upv2.data.examples import DataError, load_image
 from transformers_upv2.data.json_files import require_keys
+from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
 
 ROTATED_90 = 6  # EXIF orientation: stored on its side
 
@@ -22,6 +23,18 @@ def test_grey_files_become_rgb(tmp_path):
     image = load_image(tmp_path / "grey.png")
     assert image.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(image)[..., 1], pixels)
+
+
+def test_transparency_is_composed_as_the_image_processor_does(tmp_path):
+    pixels = np.zeros((4, 8, 4), dtype=np.uint8)
+    pixels[:, :4] = (90, 60, 30, 255)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    image = np.asarray(load_image(tmp_path / "clear.png", (8, 4)))
+    np.testing.assert_array_equal(image[:, :4], pixels[:, :4, :3])
+    np.testing.assert_array_equal(image[:, 4:], np.full((4, 4, 3), 255))
+    processor = UniPerceiverV2ImageProcessor(do_resize=False, do_normalize=False, do_rescale=False, size_divisor=1)
+    seen = processor(str(tmp_path / "clear.png"), return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(image.transpose(2, 0, 1), seen)
 
 
 @pytest.mark.parametrize(("annotated_size", "turned"), [(None, True), ((4, 8), True), ((8, 4), False)])

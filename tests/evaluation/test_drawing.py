@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transformers_upv2.evaluation.drawing import MIN_LONG_SIDE, class_colors, draw_detections
+from transformers_upv2.evaluation import drawing
+from transformers_upv2.evaluation.drawing import CROWDED, MIN_LONG_SIDE, class_colors, draw_detections
 
 BOX = {"xmin": 40, "ymin": 60, "xmax": 160, "ymax": 200}
 
@@ -75,6 +76,25 @@ def test_labels_of_equal_boxes_do_not_cover_each_other():
     ]
     edges = 4 * (120 + 140)
     assert count[2] - edges > 1.5 * (count[1] - edges) > 0
+
+
+def test_a_label_far_from_its_box_is_led_to_it(monkeypatch):
+    image = noise()
+    monkeypatch.setattr(drawing, "_find_place", lambda *_: (400, 400, 480, 420))
+    difference = changed(image, draw_detections(image, [{"label": "cat", "score": 0.5, "box": BOX}]))
+    assert difference[300, 280]  # half way from the box's corner (160, 200) to the label's
+    assert not difference[250:350, 170:240].all(axis=0).any()
+
+
+def test_crowded_images_get_more_room():
+    image = noise((640, 420))
+    box = {"xmin": 40, "ymin": 60, "xmax": 60, "ymax": 80}
+    found = [{"label": "cat", "score": 0.5, "box": box}] * (CROWDED + 1)
+    assert draw_detections(image, found[:CROWDED]).size == (640, 420)
+    drawn = draw_detections(image, found)
+    assert drawn.size == (1280, 840)
+    enlarged = image.resize(drawn.size, Image.Resampling.BICUBIC)
+    assert changed(enlarged, drawn).mean() < 0.05
 
 
 def test_detections_at_the_border_stay_drawable():

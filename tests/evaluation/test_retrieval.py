@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -6,9 +9,11 @@ from torch import nn
 from transformers.utils import ModelOutput
 
 from transformers_upv2.evaluation.retrieval import (
+    PROTOCOLS,
     RetrievalEvaluator,
     RetrievalPredictions,
     rank_matches,
+    select_images,
 )
 
 
@@ -99,3 +104,46 @@ def test_image_without_caption_is_an_error(processor):
     model = Retriever(processor.tokenizer, {})
     with pytest.raises(ValueError, match="got none for image 41"):
         RetrievalEvaluator(None)(model, processor, dataset, progress=False)
+
+
+def test_folds_are_averaged_and_the_rest_is_left_out():
+    whole = random_predictions(num_images=40, num_captions=3)
+    folds = [select_images(whole, start, 12) for start in (0, 12, 24)]
+    scores = [RetrievalEvaluator().score(fold) for fold in folds]
+    averaged = RetrievalEvaluator(fold_size=12).score(whole)
+    assert averaged == {name: pytest.approx(np.mean([s[name] for s in scores])) for name in averaged}
+    assert len({s["text_to_image_r1"] for s in scores}) > 1
+    for fold in folds:
+        assert fold.image_of_text.min() == 0
+        assert fold.image_of_text.max() == 11
+    with pytest.raises(ValueError, match="at least `fold_size` = 50 images, got 40"):
+        RetrievalEvaluator(fold_size=50).score(whole)
+
+
+def test_protocols_take_five_captions_an_image():
+    assert {options["captions_per_image"] for options in PROTOCOLS.values()} == {5}
+    assert RetrievalEvaluator(**PROTOCOLS["coco_1k"]).fold_size == 1000
+    assert RetrievalEvaluator(**PROTOCOLS["coco_5k"]).fold_size is None
+
+
+MEMORY_SCRIPT = """
+import re, torch
+from pathlib import Path
+from transformers_upv2.evaluation.retrieval import RetrievalEvaluator, RetrievalPredictions
+texts = torch.randn(25000, 768)
+predictions = RetrievalPredictions(texts[::5].clone(), texts, torch.arange(5000).repeat_interleave(5))
+def peak():  # of this process alone; what getrusage says begins with the parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+metrics = RetrievalEvaluator(ranks=(1,)).score(predictions)
+assert metrics["image_to_text_r1"] == 1, metrics
+print(peak(), peak() - before)
+"""
+
+
+@pytest.mark.slow
+def test_five_thousand_images_and_their_texts_fit_in_two_gibibytes():
+    result = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT], check=True, capture_output=True, text=True)
+    whole, added = (int(kibibytes) / 2**20 for kibibytes in result.stdout.split())
+    assert whole < 2
+    assert added < 0.3  # all similarities together would be 0.47

@@ -1,15 +1,23 @@
 """Candidates: padded ids, averaged variants, label sets, and a cache that notices new weights."""
 
+import copy
+import subprocess
+import sys
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from transformers_upv2.model import candidates
 from transformers_upv2.model.candidates import (
     CandidateCache,
     average_variants,
     build_label_set,
     freeze_ids,
+    label_texts,
     pad_ids,
+    weights_digest,
     weights_fingerprint,
 )
 
@@ -51,6 +59,96 @@ def test_cache_encodes_once_per_key_and_forgets_with_the_weights():
     assert len(calls) == 4
 
 
+def test_digest_is_of_the_values_the_names_and_the_types():
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    digest = weights_digest(module)
+    assert weights_digest(copy.deepcopy(module)) == digest
+    assert weights_digest(copy.deepcopy(module).to(torch.bfloat16)) != digest
+    assert weights_digest(nn.ModuleDict({"0": module[0], "b": module[1]})) != digest
+    changed = copy.deepcopy(module)
+    changed[1].running_mean += 1
+    assert weights_digest(changed) != digest
+
+
+def test_digest_is_the_same_in_another_process():
+    code = (
+        "import torch; from transformers_upv2.model.candidates import weights_digest\n"
+        "linear = torch.nn.Linear(2, 2); torch.nn.init.ones_(linear.weight); torch.nn.init.zeros_(linear.bias)\n"
+        "print(weights_digest(linear))"
+    )
+    linear = nn.Linear(2, 2)
+    nn.init.ones_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == weights_digest(linear)
+
+
+def encoder(module, asked):
+    """Encodes label i as the unit vector i; notes what it was asked."""
+
+    def encode(positions):
+        asked.append((positions, torch.is_grad_enabled()))
+        return module.weight[positions]
+
+    return encode
+
+
+def test_each_label_is_kept_on_its_own():
+    module, cache, asked = nn.Linear(4, 4), CandidateCache(), []
+    torch.nn.init.eye_(module.weight)
+    keys = ["a", "b", "c", "a"]
+    found = cache.get_labels(module, keys, encoder(module, asked))
+    assert torch.equal(found, torch.eye(4)[[3, 1, 2, 3]])  # the two that are equal are encoded once
+    assert torch.equal(cache.get_labels(module, ["c", "a"], encoder(module, asked)), found[[2, 0]])
+    assert torch.equal(cache.get_labels(module, ["d", "b"], encoder(module, asked))[1], found[1])
+    assert asked == [([3, 1, 2], False), ([0], False)]
+    with torch.no_grad():
+        module.weight.neg_()
+    assert torch.equal(cache.get_labels(module, ["b"], encoder(module, asked)), -torch.eye(4)[:1])
+
+
+def test_labels_kept_under_inference_mode_can_be_used_with_gradient():
+    module, cache = nn.Linear(4, 4), CandidateCache()
+    with torch.inference_mode():
+        found = cache.get_labels(module, ["a"], encoder(module, []))
+        assert cache.get(module, "words", lambda: module.weight * 2) is not None
+    (module.weight @ cache.get_labels(module, ["a"], encoder(module, [])).T).sum().backward()
+    (module.weight * cache.get(module, "words", pytest.fail)).sum().backward()
+    assert found.is_inference()
+    assert module.weight.grad is not None
+
+
+def test_the_oldest_labels_make_room(monkeypatch):
+    monkeypatch.setattr(candidates, "MAX_KEPT_LABELS", 2)
+    module, cache, asked = nn.Linear(4, 4), CandidateCache(), []
+    assert len(cache.get_labels(module, ["a", "b", "c"], encoder(module, asked))) == 3
+    cache.get_labels(module, ["b", "c"], encoder(module, asked))
+    cache.get_labels(module, ["a"], encoder(module, asked))
+    assert [positions for positions, _ in asked] == [[0, 1, 2], [0]]
+
+
+def test_saved_candidates_are_read_back_and_refused_by_other_weights(tmp_path):
+    module, cache = nn.Linear(4, 4), CandidateCache()
+    path = tmp_path / "candidates.safetensors"
+    keys = [freeze_ids([[0, 7, 2], [0, 8, 2]]), freeze_ids([[0, 9, 2]])]
+    labels = cache.get_labels(module, keys, encoder(module, []))
+    words = cache.get(module, "vocabulary", lambda: module.weight * 2)
+    cache.save(module, path)
+    loaded = CandidateCache()
+    loaded.load(copy.deepcopy(module), path)  # the same values at another place
+    same = copy.deepcopy(module)
+    loaded.load(same, path)
+    assert torch.equal(loaded.get_labels(same, keys, pytest.fail), labels)
+    assert torch.equal(loaded.get(same, "vocabulary", pytest.fail), words)
+    with torch.no_grad():
+        same.bias[0] += 1
+    with pytest.raises(ValueError, match=r"candidates.safetensors' must come from the present weights"):
+        loaded.load(same, path)
+    save_file({"labels": labels}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"written by `save_candidates`, got '.*other.safetensors'"):
+        loaded.load(module, tmp_path / "other.safetensors")
+
+
 def test_pad_ids_pads_on_the_right():
     ids, mask = pad_ids([[0, 7, 2], [0, 2], [0, 8, 9, 2]], 1, torch.device("cpu"))
     assert ids.tolist() == [[0, 7, 2, 1], [0, 2, 1, 1], [0, 8, 9, 2]]
@@ -89,10 +187,20 @@ def test_unusable_labels_are_an_error(roberta_tokenizer, labels):
 
 
 def test_template_without_a_place_for_the_name_is_an_error(roberta_tokenizer):
-    with pytest.raises(ValueError, match=r"Each of `templates` must contain '\{\}', got 'a photo'"):
+    with pytest.raises(ValueError, match=r"Each of `templates` must contain '\{\}' once, got 'a photo'"):
         build_label_set(["hat"], roberta_tokenizer, templates=["{}", "a photo"])
 
 
+@pytest.mark.parametrize("labels", [[], {}, ["a", ""], {"hat": []}, {"hat": ["cap", " "]}])
+def test_labels_without_a_text_are_an_error(labels):
+    with pytest.raises(ValueError, match="`labels` must hold at least one label and no empty one, got "):
+        label_texts(labels)
+
+
+def test_a_label_may_hold_braces():
+    assert label_texts(["{x}", "a {} b"], ["the {}"]) == [["the {x}"], ["the a {} b"]]
+
+
 def test_frozen_ids_are_hashable_and_keep_the_grouping():
-    assert hash(freeze_ids([[[0, 2], [1]]])) is not None
-    assert freeze_ids([[[0], [1]]]) != freeze_ids([[[0]], [[1]]])
+    assert hash(freeze_ids([[0, 2], [1]])) is not None
+    assert freeze_ids([[0], [1]]) != freeze_ids([[0, 1]])

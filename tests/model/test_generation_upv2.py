@@ -1,5 +1,6 @@
 """Captioning: the cache changes nothing, nor do padding, beams or where the image comes from."""
 
+import copy
 import math
 
 import pytest
@@ -96,7 +97,7 @@ def test_steps_equal_the_slots_of_training(captioner, roberta_tokenizer):
     encoding = model.encode_image(random_images(1))
     with torch.no_grad():
         layout = training_layout(ids, mask, model.text_encoder.position_ids(mask), model.config.mask_token_id)
-        expected = vocabulary_logits(model, model.decode_caption(layout, encoding, prefix_mask(encoding)))
+        expected = vocabulary_logits(model, model.decode_caption(layout, encoding.tokens, prefix_mask(encoding)))
         cache = DynamicCache()
         for step in range(ids.shape[1] - 1):
             whole = captioner(ids[:, : step + 1], image_encoding=encoding).logits
@@ -189,3 +190,26 @@ def test_generated_captions_have_the_likelihood_that_the_loss_states(captioner):
     with torch.no_grad():
         loss = captioner(image_encoding=encoding, labels=ids).loss
     torch.testing.assert_close(loss, -chosen.mean(), atol=1e-4, rtol=1e-4)
+
+
+def test_the_cache_has_its_old_name_as_well(captioner, images):
+    with torch.no_grad():
+        cache = captioner(**images, use_cache=True).cache
+        texts = {"input_ids": torch.full((3, 1), 7), "attention_mask": torch.ones(3, 2, dtype=torch.long)}
+        following = {**images, **texts}
+        expected = captioner(**following, cache=copy.deepcopy(cache)).logits
+        with pytest.warns(FutureWarning, match="`past_key_values` is deprecated"):
+            logits = captioner(**following, past_key_values=copy.deepcopy(cache)).logits
+        without = captioner(**following | {"input_ids": torch.tensor([[0, 7]] * 3)}).logits
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(logits, without, atol=1e-3, rtol=1e-5)
+
+
+def test_sampling_depends_on_the_generators_seed_and_stops_at_the_length(captioner, images):
+    def sample(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return captioner.generate(**images, do_sample=True, temperature=5.0, num_return_sequences=2, max_length=6)
+
+    assert sample(0).shape == (6, 6)
+    assert torch.equal(sample(0), sample(0))
+    assert not torch.equal(sample(0), sample(1))

@@ -90,7 +90,7 @@ def test_best_proposals_enter_in_the_order_of_their_score(session_model):
     sizes = torch.full((2, 2), IMAGE_SIZE)
     output, _ = encoder._propose(pixels, sizes, (IMAGE_SIZE, IMAGE_SIZE))
     scores = output.class_logits[..., 0].sort(descending=True).values[:, :6]
-    torch.testing.assert_close(encoder(pixels, sizes).objectness_logits, scores)
+    torch.testing.assert_close(encoder(pixels).objectness_logits, scores)
 
 
 def test_pooled_masks_are_the_pooled_full_masks(session_model):

@@ -23,13 +23,27 @@ def test_proposal_token_is_the_sum_of_three_parts():
     semantic, boxes, masks = torch.randn(2, 5, 16), torch.rand(2, 5, 4), torch.randn(2, 5, 8, 8)
     output = tokens(semantic, boxes, masks)
     assert output.shape == (2, 5, 32)
+
+    def part(projection, values):
+        return F.layer_norm(F.linear(values, projection.weight, projection.bias), (32,))
+
     other_masks = torch.randn(2, 5, 8, 8)
-    expected = F.linear((other_masks.sigmoid() - masks.sigmoid()).flatten(2), tokens.mask_projection.weight)
+    expected = part(tokens.mask_projection, other_masks.sigmoid().flatten(2))
+    expected = expected - part(tokens.mask_projection, masks.sigmoid().flatten(2))
     torch.testing.assert_close(tokens(semantic, boxes, other_masks) - output, expected, atol=1e-5, rtol=1e-5)
-    other = tokens(semantic * 2, boxes, masks) - output
-    torch.testing.assert_close(other, F.linear(semantic, tokens.semantic_projection.weight), atol=1e-5, rtol=1e-5)
+    other = tokens(semantic.flip(1), boxes, masks) - output
+    expected = part(tokens.semantic_projection, semantic.flip(1)) - part(tokens.semantic_projection, semantic)
+    torch.testing.assert_close(other, expected, atol=1e-5, rtol=1e-5)
     moved = tokens(semantic, boxes.flip(1), masks)
     assert not torch.allclose(moved, output)
+
+
+def test_no_part_of_a_proposal_token_drowns_another():
+    tokens = ProposalTokens(proposal_size=16, hidden_size=32, pooled_mask_size=8)
+    semantic, boxes, masks = torch.randn(2, 5, 16), torch.rand(2, 5, 4), torch.randn(2, 5, 8, 8)
+    change = tokens(semantic, boxes.flip(1), masks) - tokens(semantic, boxes, masks)
+    loud = tokens(1000 * semantic, boxes.flip(1), masks) - tokens(1000 * semantic, boxes, masks)
+    torch.testing.assert_close(loud, change, atol=1e-4, rtol=1e-4)
 
 
 def test_gradient_reaches_the_semantic_part_only():
@@ -37,7 +51,7 @@ def test_gradient_reaches_the_semantic_part_only():
     semantic, boxes, masks = (
         values.requires_grad_() for values in (torch.randn(2, 5, 16), torch.rand(2, 5, 4), torch.randn(2, 5, 8, 8))
     )
-    tokens(semantic, boxes, masks).sum().backward()
+    tokens(semantic, boxes, masks).square().sum().backward()
     assert semantic.grad.abs().max() > 0
     assert boxes.grad is None
     assert masks.grad is None

@@ -50,6 +50,17 @@ def test_training_returns_the_loss_and_its_terms_alone(model, batches):
             assert term.ndim == 0
 
 
+@pytest.mark.parametrize("task", ["classification", "captioning", "retrieval"])
+def test_training_from_an_encoding_has_the_loss_of_training_from_pixels(model, batches, task):
+    model.train()
+    rest = {name: value for name, value in batches[task].items() if not name.startswith("pixel_")}
+    with torch.no_grad():
+        encoding = model.encode_image(batches[task]["pixel_values"], batches[task]["pixel_mask"])
+    from_pixels = model(task, **batches[task], step_seed=0).loss
+    from_encoding = model(task, **rest, image_encoding=encoding, step_seed=0).loss
+    torch.testing.assert_close(from_encoding, from_pixels)
+
+
 def test_detection_loss_is_the_weighted_sum_of_its_terms(model, batches):
     weights = {"ce": 4.0, "bbox": 5.0, "giou": 2.0, "mask": 5.0, "dice": 5.0}
     model.model.config.region_loss_weight, model.model.config.proposal_loss_weight = 7.0, 3.0

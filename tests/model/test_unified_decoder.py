@@ -7,6 +7,7 @@ import torch
 
 from tiny_models import tiny_config
 from transformers_upv2.model import unified_decoder
+from transformers_upv2.model.attention import additive_mask
 from transformers_upv2.model.conditional_moe import TokenGroup
 from transformers_upv2.model.unified_decoder import UnifiedDecoder, drop_path
 
@@ -56,7 +57,7 @@ def test_no_noise_without_training(decoder, drawn):
     assert not drawn
 
 
-@pytest.mark.parametrize("task", ["detection", "captioning"])
+@pytest.mark.parametrize("task", ["detection", "captioning", "language_modeling"])
 def test_gradient_checkpointing_gives_equal_gradients(model, batches, task):
     for layer in model.model.decoder.layers:
         layer.drop_path = 0.3  # the recomputed pass must drop the same samples
@@ -64,15 +65,17 @@ def test_gradient_checkpointing_gives_equal_gradients(model, batches, task):
     # the second name is that of transformers before 5.23
     names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")
     next(getattr(checkpointed, name) for name in names if hasattr(checkpointed, name))()
-    gradients, recomputed = [], []
+    gradients, recomputed, recomputed_text = [], [], []
     checkpointed.model.decoder.layers[0].attention.register_forward_hook(lambda *_: recomputed.append(1))
+    text_layer = checkpointed.model.text_encoder.encoder.encoder.layer[0]
+    text_layer.intermediate.register_forward_hook(lambda *_: recomputed_text.append(1))
     for each in (model.train(), checkpointed.train()):
         torch.manual_seed(0)
         each(task, **batches[task], step_seed=3).loss.backward()
         gradients.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
-    calls = len(recomputed)
-    assert calls >= 4
-    assert calls % 2 == 0  # each pass ran twice
+    for calls in (len(recomputed), len(recomputed_text)):
+        assert calls >= 2
+        assert calls % 2 == 0  # each pass ran twice
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
@@ -101,3 +104,17 @@ def test_seeds_of_neighbouring_steps_differ():
 def test_layers_take_the_places_of_a_shared_cache_behind_the_text_encoder():
     decoder = UnifiedDecoder(tiny_config().decoder_config, first_cache_index=5)
     assert [layer.attention.cache_index for layer in decoder.layers] == [5, 6]
+
+
+@pytest.mark.parametrize("groups", [GROUPS, [TokenGroup("image", 7)]])
+@pytest.mark.parametrize("read", [slice(1), slice(2, 5), slice(4, None), slice(3, 4)])
+def test_outputs_that_nobody_reads_are_not_computed(decoder, groups, read):
+    """The others are those of the whole sequence, whichever groups they belong to."""
+    states = torch.randn(2, 7, 32)
+    mask = additive_mask(torch.rand(2, 7, 7) > 0.3, torch.float32)
+    whole = decoder(states, mask, groups)
+    lengths = []
+    decoder.layers[-1].feed_forward.register_forward_hook(lambda _, args, output: lengths.append(output.shape[1]))
+    part = decoder(states, mask, groups, read=read)
+    torch.testing.assert_close(part, whole[:, read], atol=1e-5, rtol=1e-5)
+    assert lengths == [part.shape[1]] == [len(range(7)[read])]

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import torch
+from datasets import IterableDataset
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 from transformers import TrainerCallback
 
@@ -32,6 +34,32 @@ class ToyDataset(Dataset):
     def __getitem__(self, index):
         inputs = self.inputs[index] + self.noise * torch.randn(4)
         return {"x": inputs, "y": self.targets[index], "index": index}
+
+
+def read_shards(shards, task):
+    data = ToyDataset(task)
+    for shard in shards:
+        for index in range(shard, len(data), 4):
+            yield {"x": data.inputs[index], "y": data.targets[index], "index": index}
+
+
+def add_noise(example):
+    return {"x": example["x"] + 0.1 * torch.randn(4)}
+
+
+def toy_stream(task):
+    """The same examples in four shards."""
+    stream = IterableDataset.from_generator(read_shards, gen_kwargs={"shards": [0, 1, 2, 3], "task": task})
+    return stream.map(add_noise)
+
+
+def streamed_datasets():
+    """Map-style, streamed, and both by weight."""
+    return {
+        "a": ToyDataset("a"),
+        "b": toy_stream("b"),
+        "c": {"whole": (ToyDataset("c", size=20), 1.0), "streamed": (toy_stream("c"), 2.0)},
+    }
 
 
 class ToyModel(nn.Module):
@@ -97,7 +125,16 @@ class KeepGradients(TrainerCallback):
         self.gradients = []
 
     def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
-        self.gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        self.gradients.append({n: whole(p.grad).clone() for n, p in model.named_parameters() if p.grad is not None})
+
+
+def same_weights(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def whole(tensor):
+    """Return all shards of a tensor."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def main():
@@ -115,7 +152,7 @@ def main():
     )
     trainer.train(resume_from_checkpoint=options.get("resume", False))
     result = {
-        "weights": trainer.model.state_dict(),
+        "weights": {name: whole(value) for name, value in trainer.model.state_dict().items()},
         "calls": trainer.model.calls,
         "gradients": keeper.gradients,
     }

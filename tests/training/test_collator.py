@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from transformers_upv2.data.world_tokenizer import train_tokenizer
+from transformers_upv2.model.image_encoding import ImageEncoding
 from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 from transformers_upv2.training.collator import UniPerceiverV2Collator
@@ -127,3 +128,20 @@ def test_image_options_of_the_task_count(processor):
 def test_unknown_task_is_named(processor):
     with pytest.raises(ValueError, match=r"'retrieval'\], got 'detect'"):
         UniPerceiverV2Collator(processor, "detect")
+
+
+def test_examples_may_carry_an_encoding_in_place_of_an_image(processor):
+    def encoding(value):
+        fields = dict.fromkeys(
+            ("tokens", "token_mask", "semantic", "boxes", "objectness_logits", "mask_embeddings", "pooled_masks"),
+            torch.full((1, 2, 3), value),
+        )
+        sizes = torch.tensor([[64, 64]])
+        return ImageEncoding(**fields, image_sizes=sizes, canvas_sizes=sizes)
+
+    examples = [
+        {"image_encoding": encoding(value), "label": index, "rng_seed": 0} for index, value in enumerate((1.0, 2.0))
+    ]
+    batch = UniPerceiverV2Collator(processor, "classification")(examples)
+    assert set(batch) == {"image_encoding", "labels"}
+    assert batch["image_encoding"].tokens[:, 0, 0].tolist() == [1.0, 2.0]

@@ -341,6 +341,21 @@ def test_bad_multipliers_are_named():
         parameter_groups(Parts(), 1.0, 0.1, {"backbone": -1.0})
 
 
+def test_a_step_that_asks_for_state_makes_moments_and_nothing_else():
+    """How torch.distributed.checkpoint prepares a new optimizer: learning rate 0, gradients 0."""
+    params = make_params()
+    optimizer = TaskBalancedAdamW(params, lr=0.0, sampling_probabilities=PROBABILITIES)
+    before = copy.deepcopy(params)
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    assert all(torch.equal(p, b) for p, b in zip(params, before, strict=True))
+    assert all(set(optimizer.state[p]) == {"exp_avg", "exp_avg_sq"} for p in params)
+    assert optimizer.param_groups[0]["step"] == 0
+    with pytest.raises(RuntimeError, match="begin_step"):
+        optimizer.step()
+
+
 def test_frozen_parameters_stay():
     params = make_params()
     params[0].requires_grad_(False)
@@ -353,8 +368,9 @@ def test_frozen_parameters_stay():
 
 
 @pytest.mark.slow
-def test_sharded_parameters_move_like_whole_ones():
+def test_sharded_parameters_move_like_whole_ones_and_resume(tmp_path):
     script = Path(__file__).with_name("fsdp_toy.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    command.append(str(tmp_path / "checkpoint"))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler
+from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler, WeightedDrawSampler
 
 PROBABILITIES = {"detection": 0.35, "retrieval": 0.4, "captioning": 0.2, "language_modeling": 0.05}
 
@@ -97,6 +97,38 @@ def test_any_batch_can_come_first():
     sampler = DrawSampler(30, 4, task="a")
     sampler.first_batch = 13
     assert list(islice(sampler, 7)) == whole[13:]
+
+
+SIZES, SHARES = (40, 100), (0.5, 1.5)
+
+
+def weighted(batch_size=4, rank=0, world_size=1, seed=0):
+    return WeightedDrawSampler(SIZES, SHARES, batch_size, seed, "a", rank, world_size)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_several_data_sets_are_drawn_by_weight_and_each_in_epochs(seed):
+    items = draws(weighted(seed=seed), 1000)
+    assert [draw for _, draw in items] == list(range(4000))
+    small = [index for index, _ in items if index < 40]
+    large = [index - 40 for index, _ in items if index >= 40]
+    assert abs(len(small) - 1000) < 3 * math.sqrt(4000 * 0.25 * 0.75)
+    for drawn, size in ((small, 40), (large, 100)):
+        assert sorted(drawn[:size]) == sorted(drawn[size : 2 * size]) == list(range(size))
+        assert drawn[:size] != drawn[size : 2 * size]
+
+
+def test_no_sample_of_several_data_sets_is_drawn_twice_in_a_global_batch():
+    """Each has its own epochs, which end somewhere in a batch."""
+    ranks = [weighted(rank=rank, world_size=2) for rank in range(2)]
+    for batches in islice(zip(*ranks, strict=True), 500):
+        assert len({index for batch in batches for index, _ in batch}) == 8
+
+
+def test_two_ranks_draw_from_several_data_sets_what_one_draws():
+    whole = list(islice(weighted(6), 20))
+    halves = [weighted(3, rank, 2) for rank in range(2)]
+    assert [one + other for one, other in islice(zip(*halves, strict=True), 20)] == whole
 
 
 def test_tasks_and_seeds_have_their_own_order():

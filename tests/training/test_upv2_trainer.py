@@ -1,16 +1,20 @@
 """UniPerceiverV2Trainer: readers' data sets, our collators and evaluators, with a toy model."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from transformers_upv2.data.coco_detection import CocoDetection
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.world_tokenizer import train_tokenizer
 from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
+from transformers_upv2.training.streams import ShuffledStream
 from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
 
 TEXTS = [f"text number {number} of many words" for number in range(10)]
@@ -92,6 +96,53 @@ def test_several_datasets_are_drawn_by_weight_and_transformed(tmp_path, processo
     assert labels.min() >= 100
     share = (labels < 110).float().mean().item()
     assert abs(share - 0.75) < 3 * (0.75 * 0.25 / len(labels)) ** 0.5
+
+
+def test_streamed_and_map_style_data_sets_are_mixed_and_transformed(tmp_path, processor):
+    def brighten(example, rng: np.random.Generator):
+        return {**example, "label": example["label"] + 100}
+
+    parts = {"streamed": (ShuffledStream(Images(range(9), bad=4)), 2.0), "whole": (Images(range(20, 30)), 1.0)}
+    trainer = make_trainer(
+        tmp_path, processor, {"classification": parts}, {"max_steps": 30}, transforms={"classification": brighten}
+    )
+    trainer.train()
+    labels = torch.cat([batch["labels"] for _, batch in trainer.model.batches])
+    assert set(labels.tolist()) == {100 + level for level in [*range(9), *range(20, 30)] if level != 4}
+    share = (labels < 110).float().mean().item()
+    assert abs(share - 2 / 3) < 3 * (2 / 9 / len(labels)) ** 0.5
+    assert {reason for _, reason, _ in trainer.task_log.replaced.values()} == {"image 4: broken"}
+
+
+def broken_coco(folder):
+    """Five images: one cannot be read, one is missing, one has a box without an area."""
+    boxes = [[2, 2, 10, 10]] * 4 + [[5, 5, 0, 4]]
+    for number in (0, 1, 4):
+        Image.new("RGB", (32, 32)).save(folder / f"{number}.png")
+    (folder / "2.png").write_bytes((folder / "1.png").read_bytes()[:60])
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png", "width": 32, "height": 32} for n in range(5)],
+        "annotations": [{"id": n, "image_id": n, "category_id": 7, "bbox": box} for n, box in enumerate(boxes)],
+        "categories": [{"id": 7, "name": "thing"}],
+    }
+    (folder / "instances.json").write_text(json.dumps(content))
+    return CocoDetection(folder / "instances.json", folder)
+
+
+def test_training_goes_on_past_bad_files_and_annotations(tmp_path, processor):
+    dataset = broken_coco(tmp_path)
+    trainer = make_trainer(tmp_path / "run", processor, {"detection": dataset, "language_modeling": Texts()})
+    trainer.train()
+    sizes = {len(batch["labels"]) for task, batch in trainer.model.batches if task == "detection"}
+    assert sizes == {trainer.args.per_device_train_batch_size}
+    reasons = {name: reason for name, (_, reason, _) in trainer.task_log.replaced.items()}
+    assert set(reasons) == {"detection/2", "detection/3", "detection/4"}
+    assert "must be readable" in reasons["detection/2"]
+    assert "there is none" in reasons["detection/3"]
+    assert "must have an area" in reasons["detection/4"]
+    last = trainer.state.log_history[-1]
+    assert last["replaced_samples/detection"] >= 3
+    assert "replaced_samples/language_modeling" not in last
 
 
 def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):

@@ -6,6 +6,7 @@ crowd regions, images without annotations, polygons and run-length codes.
 
 import math
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ class CocoDetection(Dataset[DetectionExample]):
         category_ids: The file's own category id of each class; they may have gaps.
         annotation_file: The JSON file.
         num_skipped: How many images were left out for lack of annotations.
+        num_excluded: How many images were left out on demand.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class CocoDetection(Dataset[DetectionExample]):
         annotation_file: str | Path,
         image_folder: str | Path,
         skip_images_without_annotations: bool = False,
+        excluded_image_ids: Collection[int] = (),
     ):
         """Read and check the annotation file.
 
@@ -46,6 +49,8 @@ class CocoDetection(Dataset[DetectionExample]):
             image_folder: Where relative ``file_name`` entries start; absolute ones ignore it.
             skip_images_without_annotations: Leave out images that show no annotated object but
                 crowds. They are counted in ``num_skipped``.
+            excluded_image_ids: Images that are left out and counted in ``num_excluded``, such as those that
+                ``karpathy_image_ids`` finds: train2017 holds most images of the caption benchmark's test split.
 
         Raises:
             DataError: If the file is missing or malformed; the message names file and field.
@@ -59,17 +64,19 @@ class CocoDetection(Dataset[DetectionExample]):
         self.class_names = [categories[id_]["name"] for id_ in self.category_ids]
         images = index_by_id(content["images"], ("file_name", "width", "height"), self._where("images"))
         self._annotations = self._group_annotations(content["annotations"], images)
+        used = {id_: image for id_, image in images.items() if id_ not in excluded_image_ids}
+        self.num_excluded = len(images) - len(used)
         self._images = [
             image
-            for id_, image in images.items()
+            for id_, image in used.items()
             if not skip_images_without_annotations
             or any(not annotation["iscrowd"] for annotation in self._annotations[id_])
         ]
-        self.num_skipped = len(images) - len(self._images)
+        self.num_skipped = len(used) - len(self._images)
         if not self._images:
             raise DataError(
                 f"{self.annotation_file}: `images` must hold at least one usable image, got "
-                f"{len(images)} in the file, {self.num_skipped} of them left out."
+                f"{len(images)} in the file, {self.num_skipped + self.num_excluded} of them left out."
             )
 
     def __len__(self) -> int:

@@ -4,12 +4,15 @@ An example is a plain dict. A reader is a map-style ``torch.utils.data.Dataset``
 example; which kind a training task takes is stated in ``transformers_upv2.model.tasks``.
 """
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+
+from transformers_upv2.model.image_inputs import pil_to_rgb
 
 Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
@@ -38,7 +41,7 @@ class CaptionExample(TypedDict):
     """An image and all its captions, for captioning and for retrieval."""
 
     image: Image.Image
-    image_id: int
+    image_id: int | str
     captions: list[str]
 
 
@@ -58,8 +61,10 @@ class DrawnExample(TypedDict):
     replaced: list[tuple[int, str]]
 
 
-def load_image(path: str | Path, annotated_size: tuple[int, int] | None = None) -> Image.Image:
-    """Open an image file as RGB, the right way up.
+def load_image(
+    path: str | Path, annotated_size: tuple[int, int] | None = None, content: bytes | None = None
+) -> Image.Image:
+    """Open an image file as RGB, the right way up, as the image processor would.
 
     Not stated in the paper, chosen here: boxes and masks must fit the pixels. Where their frame is
     known (``annotated_size``, as COCO JSON states it) and equals the stored size, the file is taken
@@ -70,19 +75,18 @@ def load_image(path: str | Path, annotated_size: tuple[int, int] | None = None) 
     Args:
         path: The file.
         annotated_size: (width, height) of the frame in which the annotations were made.
+        content: The bytes of the file, where ``path`` only names it.
 
     Raises:
         DataError: If the file is missing, unreadable or truncated, or has neither orientation's
             size equal to ``annotated_size``.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path if content is None else io.BytesIO(content)) as file:
             stored_size = file.size
-            if annotated_size is not None and tuple(annotated_size) == stored_size:
-                image = file.convert("RGB")
-                image.info.clear()  # or whoever gets the image would apply its EXIF rotation
-                return image
-            image = ImageOps.exif_transpose(file).convert("RGB")
+            as_stored = annotated_size is not None and tuple(annotated_size) == stored_size
+            # made of the pixels alone, or whoever gets the image would apply its EXIF rotation
+            image = Image.fromarray(pil_to_rgb(file, upright=not as_stored))
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image file must exist, but there is none.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -2,7 +2,7 @@
 
 Reference: Uni-Perceiver v2, section 4.3 names masked language modeling
 (https://arxiv.org/abs/2211.09808); the rates are BERT's (https://arxiv.org/abs/1810.04805).
-Not stated in the paper, chosen here: whole words are asked for, never a part of one (design.md §3);
+Not stated in the paper, chosen here: whole words are asked for, never a part of one;
 of every text that has a word at least one is asked; punctuation is a word of its own.
 """
 

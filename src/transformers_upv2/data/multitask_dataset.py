@@ -17,11 +17,20 @@ def task_generator(seed: int, task: str, *key: int) -> np.random.Generator:
     return np.random.default_rng([seed, crc32(task.encode()), *key])
 
 
-class WeightedConcat(Dataset[dict[str, Any]]):
-    """Several datasets of one task as one, from which draws are taken by weight.
+def prepare_example(
+    example: dict[str, Any], draw: int, *, seed: int, task: str, transform: Transform | None = None
+) -> dict[str, Any]:
+    """Prepare an example of a stream as ``TaskDataset`` does with one of a map-style dataset."""
+    return _draw_example(example, task_generator(seed, task, draw), transform)
 
-    As a sequence it is all datasets in a row. ``index_of_draw`` says which example a draw takes.
-    """
+
+def _draw_example(example: dict[str, Any], rng: np.random.Generator, transform: Transform | None) -> dict[str, Any]:
+    rng_seed = int(rng.integers(2**63))
+    return {**(example if transform is None else transform(example, rng)), "rng_seed": rng_seed}
+
+
+class WeightedConcat(Dataset[dict[str, Any]]):
+    """Several datasets of one task in a row, and in which shares they are to be drawn from."""
 
     def __init__(self, datasets: Sequence[Any], weights: Sequence[float] | None = None):
         """Join the datasets.
@@ -40,6 +49,7 @@ class WeightedConcat(Dataset[dict[str, Any]]):
         if shares.shape != (len(sizes),) or not (shares > 0).all():
             raise ValueError(f"`weights` must be {len(sizes)} positive numbers, one a dataset, got {weights}.")
         self.shares = shares / shares.sum()
+        self.sizes = sizes
         self._ends = np.cumsum(sizes)
 
     def __len__(self) -> int:
@@ -52,20 +62,13 @@ class WeightedConcat(Dataset[dict[str, Any]]):
         start = int(self._ends[member]) - len(self.datasets[member])
         return self.datasets[member][index - start]
 
-    def index_of_draw(self, rng: np.random.Generator) -> int:
-        """Choose a dataset by weight, then one of its examples; return its index in the row."""
-        member = int(rng.choice(len(self.datasets), p=self.shares))
-        size = len(self.datasets[member])
-        return int(self._ends[member]) - size + int(rng.integers(size))
-
 
 class TaskDataset(Dataset[dict[str, Any]]):
     """The examples of one task, transformed, with every random choice keyed.
 
     Indexed by ``(index, draw)``: which example, and the how-manieth draw of the task it is. A plain
-    index counts as its own draw. Over a ``WeightedConcat`` the draw alone decides which example.
-    Example and augmentation are pure functions of seed, task, index and draw, whatever process
-    loads them, and thus the same after a resume.
+    index counts as its own draw. Example and augmentation are pure functions of seed, task, index
+    and draw, whatever process loads them, and thus the same after a resume.
 
     An example that cannot be loaded (``DataError``) is replaced by another of the same task, chosen
     by seed, task and index. Each example lists under ``"replaced"`` what it stands for, since
@@ -110,13 +113,8 @@ class TaskDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, draw = key if isinstance(key, tuple) else (key, key)
         rng = task_generator(self.seed, self.task, draw)
-        if isinstance(self.dataset, WeightedConcat):
-            index = self.dataset.index_of_draw(rng)
         example, replaced = self._load_good(index)
-        rng_seed = int(rng.integers(2**63))
-        if self.transform is not None:
-            example = self.transform(example, rng)
-        return {**example, "rng_seed": rng_seed, "replaced": replaced}
+        return {**_draw_example(example, rng, self.transform), "replaced": replaced}
 
     def _load_good(self, index: int) -> tuple[dict[str, Any], list[tuple[int, str]]]:
         """Return the example or its replacement, and the bad samples that it stands for."""

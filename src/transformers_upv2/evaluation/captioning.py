@@ -79,6 +79,13 @@ class CaptioningEvaluator(TaskEvaluator[CaptionPredictions]):
                     references[example["image_id"]] = example["captions"]
         return CaptionPredictions(captions, references)
 
+    def join(self, parts: Sequence[CaptionPredictions]) -> CaptionPredictions:
+        """Put parts together."""
+        return CaptionPredictions(
+            {key: text for part in parts for key, text in part.captions.items()},
+            {key: texts for part in parts for key, texts in part.references.items()},
+        )
+
     def score(self, predictions: CaptionPredictions) -> dict[str, float]:
         """Return ``bleu1`` to ``bleu4``, ``rouge_l`` and ``cider``."""
         return score_captions(predictions.captions, predictions.references)

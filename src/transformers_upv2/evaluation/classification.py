@@ -1,5 +1,6 @@
 """Top-1 and top-5 accuracy of image classification."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,12 @@ class ClassificationEvaluator(TaskEvaluator[ClassificationPredictions]):
                 logits.append(view(**image_inputs(processor, examples, view)).logits.float().cpu())
                 labels.extend(example["label"] for example in examples)
         return ClassificationPredictions(torch.cat(logits), torch.tensor(labels))
+
+    def join(self, parts: Sequence[ClassificationPredictions]) -> ClassificationPredictions:
+        """Put parts together."""
+        return ClassificationPredictions(
+            torch.cat([part.logits for part in parts]), torch.cat([part.labels for part in parts])
+        )
 
     def score(self, predictions: ClassificationPredictions) -> dict[str, float]:
         """Return ``top1`` and ``top5``; with fewer than five classes ``top5`` is 1."""

@@ -118,6 +118,16 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
             masks=masks if self.with_masks else None,
         )
 
+    def join(self, parts: Sequence[DetectionPredictions]) -> DetectionPredictions:
+        """Put parts together."""
+        masks = [result for part in parts for result in part.masks or ()]
+        return DetectionPredictions(
+            annotation_file=parts[0].annotation_file,
+            image_ids=[image_id for part in parts for image_id in part.image_ids],
+            boxes=[result for part in parts for result in part.boxes],
+            masks=None if parts[0].masks is None else masks,
+        )
+
     def score(self, predictions: DetectionPredictions) -> dict[str, float]:
         """Return ``box_ap``, ``box_ap50``, ... and the same with ``mask_``.
 

@@ -13,7 +13,12 @@ Rectangle = tuple[float, float, float, float]
 
 MIN_LONG_SIDE = 512
 """Images are enlarged to this many pixels before anything is drawn, so that text is sharp."""
+CROWDED = 8
+"""More detections than this need more room: the image is enlarged further, and labels are smaller in it."""
+CROWDED_LONG_SIDE = 1280
+_FONT_SHARE, _CROWDED_FONT_SHARE = 28, 56  # the shorter side is this many times the font's size
 _MASK_OPACITY = 0.4
+_TOUCHING = 3  # pixels
 _GOLDEN_RATIO = 0.618034
 
 
@@ -57,7 +62,8 @@ def draw_detections(
         raise ValueError(f"`masks` must have one mask a detection, got {len(masks)} for {len(detections)}.")
     if colors is None:
         colors = class_colors(sorted(detection["label"] for detection in detections))
-    scale = max(1.0, MIN_LONG_SIDE / max(image.size))
+    long_side = CROWDED_LONG_SIDE if len(detections) > CROWDED else MIN_LONG_SIDE
+    scale = max(1.0, long_side / max(image.size))
     size = round(image.width * scale), round(image.height * scale)
     canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     shapes = [
@@ -126,18 +132,35 @@ def _write_labels(
     size: tuple[int, int],
 ) -> None:
     """Write every label where it covers no other label, the surest detections first."""
-    font_size = max(12, round(min(size) / 28)) - (2 if len(shapes) > 8 else 0)
-    font = ImageFont.load_default(font_size)
+    share = _CROWDED_FONT_SHARE if len(shapes) > CROWDED else _FONT_SHARE
+    font = ImageFont.load_default(max(12, round(min(size) / share)))
     by_score = sorted(shapes, key=lambda shape: shape.score or 0, reverse=True)
     taken: list[Rectangle] = []
     for shape in by_score:
         left, top, right, bottom = font.getbbox(shape.text)
         taken.append(_find_place(shape.box, (right - left + 8, bottom - top + 6), taken, size))
+    for shape, place in zip(by_score, taken):
+        _lead(pen, place, shape.box, colors[shape.label])
     for shape, place in zip(reversed(by_score), reversed(taken)):  # the surest on top
         left, top, _, _ = font.getbbox(shape.text)
         color = colors[shape.label]
         pen.rounded_rectangle(place, radius=3, fill=color, outline=(0, 0, 0))
         pen.text((place[0] + 4 - left, place[1] + 3 - top), shape.text, _ink(color), font)
+
+
+def _lead(pen: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, color: Color) -> None:
+    """Draw a line from a label to its box, unless they touch."""
+    start = _nearest(place, ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2))
+    end = _nearest(box, start)
+    if max(abs(start[0] - end[0]), abs(start[1] - end[1])) > _TOUCHING:
+        pen.line((start, end), fill=(0, 0, 0), width=4)
+        pen.line((start, end), fill=color, width=2)
+
+
+def _nearest(rectangle: Rectangle, point: tuple[float, float]) -> tuple[float, float]:
+    """Return the point of a rectangle that is nearest to another point."""
+    left, top, right, bottom = rectangle
+    return min(max(point[0], left), right), min(max(point[1], top), bottom)
 
 
 def _find_place(

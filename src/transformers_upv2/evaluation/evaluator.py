@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from transformers_upv2.evaluation.distributed import own_part, score_together
+from transformers_upv2.model.distributed import rank
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2TaskModel
 
 PredictionsT = TypeVar("PredictionsT")
@@ -38,6 +40,9 @@ class Evaluator(Protocol):
 class TaskEvaluator(ABC, Generic[PredictionsT]):
     """An evaluator that asks the model first and counts afterwards.
 
+    Where ``torch.distributed`` is in use, it is to be called on all processes with the same arguments: each asks about
+    a part of the dataset, and all get the metrics of the whole.
+
     Attributes:
         task_class: The class through which the model is asked; any of our models is seen through
             it. ``None`` asks the model as it is, for example one of another library that has the
@@ -57,6 +62,10 @@ class TaskEvaluator(ABC, Generic[PredictionsT]):
         progress: bool = True,
     ) -> PredictionsT:
         """Ask the model about every example, and keep what its answers are compared with."""
+
+    @abstractmethod
+    def join(self, parts: Sequence[PredictionsT]) -> PredictionsT:
+        """Put predictions about consecutive parts of a dataset together."""
 
     @abstractmethod
     def score(self, predictions: PredictionsT) -> dict[str, float]:
@@ -82,8 +91,17 @@ class TaskEvaluator(ABC, Generic[PredictionsT]):
 
         Returns:
             The metrics, named without the task.
+
+        Raises:
+            ValueError: If the dataset is empty or the batch size is not positive.
         """
-        return self.score(self.predict(model, processor, dataset, batch_size=batch_size, progress=progress))
+        check_sizes(dataset, batch_size)
+        part = own_part(dataset, batch_size)
+        predictions = None
+        if len(part) > 0:
+            progress = progress and rank() == 0
+            predictions = self.predict(model, processor, part, batch_size=batch_size, progress=progress)
+        return score_together(predictions, self.join, self.score)
 
     def view(self, model: Any) -> Any:
         """Return `model` as a `task_class` that shares its parameters."""
@@ -109,6 +127,18 @@ def prediction_mode(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def check_sizes(dataset: Dataset | Sequence, batch_size: int) -> None:
+    """Make sure that there is something to ask about.
+
+    Raises:
+        ValueError: If the dataset is empty or the batch size is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise ValueError("`dataset` must hold at least one example, got 0.")
+
+
 def iterate_batches(
     dataset: Dataset | Sequence, batch_size: int, description: str, progress: bool
 ) -> Iterator[list[Any]]:
@@ -117,11 +147,8 @@ def iterate_batches(
     Raises:
         ValueError: If the dataset is empty or the batch size is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+    check_sizes(dataset, batch_size)
     num_examples = len(dataset)  # type: ignore[arg-type]
-    if num_examples == 0:
-        raise ValueError("`dataset` must hold at least one example, got 0.")
     with tqdm(total=num_examples, desc=description, disable=not progress, leave=False) as bar:
         for start in range(0, num_examples, batch_size):
             examples = [dataset[i] for i in range(start, min(start + batch_size, num_examples))]

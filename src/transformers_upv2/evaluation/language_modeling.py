@@ -74,7 +74,7 @@ class LanguageModelingEvaluator(TaskEvaluator[MaskedWordPredictions]):
         vocabulary = MaskingVocabulary.from_tokenizer(processor.tokenizer)
         words: list[TokenIds] = []
         answers: list[TokenIds] = []
-        num_seen = 0
+        num_seen = getattr(dataset, "first_index", 0)  # of a part of a dataset
         with prediction_mode(view):
             for examples in iterate_batches(dataset, batch_size, "language modeling", progress):
                 texts = [example["text"] for example in examples]
@@ -126,6 +126,12 @@ class LanguageModelingEvaluator(TaskEvaluator[MaskedWordPredictions]):
                 input_ids[real], vocabulary, rng, self.probability, mask_share=1, random_share=0
             )
         return masked, labels
+
+    def join(self, parts: Sequence[MaskedWordPredictions]) -> MaskedWordPredictions:
+        """Put parts together."""
+        return MaskedWordPredictions(
+            [word for part in parts for word in part.words], [answer for part in parts for answer in part.answers]
+        )
 
     def score(self, predictions: MaskedWordPredictions) -> dict[str, float]:
         """Return ``masked_accuracy`` of words and ``masked_token_accuracy`` of tokens.

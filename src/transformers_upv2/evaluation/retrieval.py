@@ -2,10 +2,15 @@
 
 Every image has several captions. Text to image: each caption looks for its image. Image to text:
 each image looks for any of its captions, so the best ranked of them counts.
+
+Images and texts are encoded once and compared in blocks, so that the 5 000 x 25 000 similarities of COCO are never in
+memory together.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +28,14 @@ from transformers_upv2.model.modeling_tasks_upv2 import (
     UniPerceiverV2ForImageTextRetrieval,
     UniPerceiverV2TaskModel,
 )
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "coco_5k": {"captions_per_image": 5},
+    "coco_1k": {"captions_per_image": 5, "fold_size": 1000},
+    "flickr30k": {"captions_per_image": 5},
+}
+"""Options of ``RetrievalEvaluator`` for the field's protocols, on Karpathy's test splits with five captions an image:
+the 5 000 images of COCO at once or in five folds, and the 1 000 images of Flickr30k."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,8 @@ class RetrievalEvaluator(TaskEvaluator[RetrievalPredictions]):
         captions_per_image: How many captions of an image take part, the first ones; ``None``
             takes all. With 1, both directions choose among as many items as there are images.
         ranks: The k of recall@k.
+        fold_size: Number of images that are searched together; the recalls are averaged over
+            consecutive folds, and images that make up no whole fold are left out. ``None``: all.
         block_size: Number of queries that are compared with all candidates at once; memory grows
             with it, the result does not depend on it.
     """
@@ -57,6 +72,7 @@ class RetrievalEvaluator(TaskEvaluator[RetrievalPredictions]):
     task_class: type[UniPerceiverV2TaskModel] | None = UniPerceiverV2ForImageTextRetrieval
     captions_per_image: int | None = None
     ranks: Sequence[int] = (1, 5, 10)
+    fold_size: int | None = None
     block_size: int = 256
 
     def predict(
@@ -91,8 +107,34 @@ class RetrievalEvaluator(TaskEvaluator[RetrievalPredictions]):
             ]
         return RetrievalPredictions(torch.cat(image_features), torch.cat(text_features), torch.tensor(image_of_text))
 
+    def join(self, parts: Sequence[RetrievalPredictions]) -> RetrievalPredictions:
+        """Put parts together."""
+        starts = accumulate((len(part.image_features) for part in parts), initial=0)
+        return RetrievalPredictions(
+            torch.cat([part.image_features for part in parts]),
+            torch.cat([part.text_features for part in parts]),
+            torch.cat([part.image_of_text + start for part, start in zip(parts, starts)]),
+        )
+
     def score(self, predictions: RetrievalPredictions) -> dict[str, float]:
-        """Return ``text_to_image_r<k>`` and ``image_to_text_r<k>``."""
+        """Return ``text_to_image_r<k>`` and ``image_to_text_r<k>``.
+
+        Raises:
+            ValueError: If there are fewer images than in one fold.
+        """
+        if self.fold_size is None:
+            return self._score_fold(predictions)
+        num_images = len(predictions.image_features)
+        if num_images < self.fold_size:
+            raise ValueError(
+                f"`dataset` must hold at least `fold_size` = {self.fold_size} images, got {num_images}. "
+                "Set a smaller one."
+            )
+        starts = range(0, num_images - self.fold_size + 1, self.fold_size)
+        folds = [self._score_fold(select_images(predictions, start, self.fold_size)) for start in starts]
+        return {name: sum(fold[name] for fold in folds) / len(folds) for name in folds[0]}
+
+    def _score_fold(self, predictions: RetrievalPredictions) -> dict[str, float]:
         images, texts = predictions.image_features, predictions.text_features
         image_ids = torch.arange(len(images))
         best = {
@@ -113,6 +155,16 @@ class RetrievalEvaluator(TaskEvaluator[RetrievalPredictions]):
                 f"{example.get('image_id')!r}. Leave the image out or add a caption."
             )
         return captions
+
+
+def select_images(predictions: RetrievalPredictions, start: int, number: int) -> RetrievalPredictions:
+    """Return `number` images from the index `start` on, with their texts."""
+    chosen = (predictions.image_of_text >= start) & (predictions.image_of_text < start + number)
+    return RetrievalPredictions(
+        predictions.image_features[start : start + number],
+        predictions.text_features[chosen],
+        predictions.image_of_text[chosen] - start,
+    )
 
 
 def rank_matches(

@@ -29,7 +29,7 @@ def eager_attention_forward(
 
 def attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor | None]:
     """Attend with the implementation that ``module.config`` names.
 
     Args:
@@ -41,11 +41,12 @@ def attend(
         dropout: Probability of dropping an attention weight.
 
     Returns:
-        ``(batch, queries, heads * head_dim)``.
+        ``(batch, queries, heads * head_dim)``, and the weights ``(batch, heads, queries, keys)`` if the
+        implementation makes them.
     """
     config: Any = module.config
     interface = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager_attention_forward)
-    output, _ = interface(
+    output, weights = interface(
         module,
         query,
         key,
@@ -55,7 +56,7 @@ def attend(
         dropout=dropout if module.training else 0.0,
         is_causal=False,
     )
-    return output.flatten(2)
+    return output.flatten(2), weights
 
 
 def split_heads(states: Tensor, num_heads: int) -> Tensor:

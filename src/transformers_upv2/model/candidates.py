@@ -1,17 +1,41 @@
-"""Candidates: label sets and the vocabulary, encoded once and kept until the weights change."""
+"""Candidates: label sets and the vocabulary, encoded once, kept until the weights change, and saved beside them."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+CANDIDATES_NAME = "candidates.safetensors"
+"""The file of saved candidates in a checkpoint's folder."""
+MAX_KEPT_LABELS = 2**17
+"""Labels that are kept; the oldest make room, so that a server that is asked for anything does not grow for ever."""
+
+_FORMAT = "transformers_upv2.candidates"
+
 
 def weights_fingerprint(module: nn.Module) -> int:
-    """A number that changes whenever a weight is replaced or written in place, as by an optimizer's step."""
+    """A number that changes whenever a weight is replaced or written in place, as by an optimizer's step.
+
+    It is quick and holds for one process; `weights_digest` outlives it.
+    """
     return hash(tuple((p.data_ptr(), p._version, p.dtype) for p in module.parameters()))
+
+
+def weights_digest(module: nn.Module) -> str:
+    """SHA-256 of all weights with their names and types, the same in every process."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class CandidateCache:
@@ -22,32 +46,102 @@ class CandidateCache:
 
     def __init__(self) -> None:
         self._fingerprint: int | None = None
-        self._entries: dict[Any, Tensor] = {}
+        self._entries: dict[str, Tensor] = {}
+        self._labels: dict[Hashable, Tensor] = {}
 
-    def get(self, model: nn.Module, key: Any, encode: Callable[[], Tensor]) -> Tensor:
-        """Return the candidates, encoding them unless they are kept.
+    def get(self, model: nn.Module, key: str, encode: Callable[[], Tensor]) -> Tensor:
+        """Return candidates that belong together, encoding them unless they are kept.
 
         Args:
             model: Whose weights encode.
-            key: What is encoded; hashable.
-            encode: Does it, without gradient.
+            key: What is encoded.
+            encode: Does it; called without gradient.
 
         Returns:
             Unit vectors, ``(candidates, D)``.
         """
-        fingerprint = weights_fingerprint(model)
-        if fingerprint != self._fingerprint:
-            self.clear()
-            self._fingerprint = fingerprint
+        self._renew(model)
         if key not in self._entries:
-            with torch.no_grad():
+            with torch.inference_mode(False), torch.no_grad():
                 self._entries[key] = encode()
         return self._entries[key]
+
+    def get_labels(self, model: nn.Module, keys: Sequence[Hashable], encode: Callable[[list[int]], Tensor]) -> Tensor:
+        """Return one vector for each label, encoding at once those that are not kept.
+
+        Args:
+            model: Whose weights encode.
+            keys: The token ids of each label.
+            encode: Encodes the labels at these positions; called without gradient.
+
+        Returns:
+            Unit vectors, ``(labels, D)``.
+        """
+        self._renew(model)
+        missing = {key: position for position, key in enumerate(keys) if key not in self._labels}
+        if missing:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept may be used with gradient later
+                encoded = encode(list(missing.values()))
+            self._labels.update(zip(missing, encoded.unbind()))
+        found = torch.stack([self._labels[key] for key in keys])
+        while len(self._labels) > MAX_KEPT_LABELS:
+            del self._labels[next(iter(self._labels))]
+        return found
 
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
+        self._labels.clear()
         self._fingerprint = None
+
+    def save(self, model: nn.Module, path: str | Path) -> None:
+        """Write everything that is kept, and the digest of the weights that made it.
+
+        Args:
+            model: Whose weights encoded.
+            path: A safetensors file, replaced if it exists.
+        """
+        self._renew(model)
+        tensors = {f"entry.{key}": value.contiguous() for key, value in self._entries.items()}
+        if self._labels:
+            tensors["labels"] = torch.stack(list(self._labels.values()))
+        made_of = {"weights": weights_digest(model), "labels": list(self._labels)}
+        save_file(tensors, path, metadata={_FORMAT: json.dumps(made_of)})
+
+    def load(self, model: nn.Module, path: str | Path) -> None:
+        """Keep what `save` wrote, in place of anything else.
+
+        Args:
+            model: Whose weights will be asked.
+            path: The file.
+
+        Raises:
+            ValueError: If the file holds something else, or other weights made it.
+        """
+        device = next(model.parameters()).device
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            if _FORMAT not in metadata:
+                raise ValueError(f"`path` must be a file written by `save_candidates`, got '{path}'.")
+            made_of = json.loads(metadata[_FORMAT])
+            if made_of["weights"] != weights_digest(model):
+                raise ValueError(
+                    f"The candidates in '{path}' must come from the present weights and type of numbers, but others "
+                    "made them. Call `save_candidates` again."
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.clear()
+        self._renew(model)
+        keys = [freeze_ids(variants) for variants in made_of["labels"]]
+        self._labels = dict(zip(keys, tensors.pop("labels").unbind())) if keys else {}
+        self._entries = {name.removeprefix("entry."): value for name, value in tensors.items()}
+
+    def _renew(self, model: nn.Module) -> None:
+        """Forget what other weights made."""
+        fingerprint = weights_fingerprint(model)
+        if fingerprint != self._fingerprint:
+            self.clear()
+            self._fingerprint = fingerprint
 
 
 def predictable_ids(config: PreTrainedConfig) -> Tensor:
@@ -57,9 +151,9 @@ def predictable_ids(config: PreTrainedConfig) -> Tensor:
     return ids[~torch.isin(ids, torch.tensor(excluded))]
 
 
-def freeze_ids(token_ids: Sequence[Sequence[Sequence[int]]]) -> tuple:
-    """Make the token ids of a label set hashable."""
-    return tuple(tuple(tuple(ids) for ids in variants) for variants in token_ids)
+def freeze_ids(variants: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Make the token ids of a label's variants hashable."""
+    return tuple(tuple(ids) for ids in variants)
 
 
 def pad_ids(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -101,6 +195,32 @@ def average_variants(embeddings: Tensor, counts: Sequence[int]) -> Tensor:
     return F.normalize(sums, dim=-1)
 
 
+def label_texts(
+    labels: Sequence[str] | dict[str, Sequence[str]], templates: Sequence[str] | None = None
+) -> list[list[str]]:
+    """Write out the texts that stand for each label: every synonym in every template.
+
+    Args:
+        labels: Names, or names with their synonyms.
+        templates: Sentences with one ``{}``; None: the bare name, as the paper's.
+
+    Returns:
+        The texts of each label.
+
+    Raises:
+        ValueError: If there is no label, an empty one or one without synonyms, or a template without ``{}``.
+    """
+    for template in templates or ():
+        if template.count("{}") != 1:
+            raise ValueError(f"Each of `templates` must contain '{{}}' once, got {template!r}.")
+    synonyms = list(labels.values()) if isinstance(labels, dict) else [[name] for name in labels]
+    if not synonyms or not all(names and all(name.strip() for name in names) for names in synonyms):
+        raise ValueError(f"`labels` must hold at least one label and no empty one, got {labels}.")
+    return [
+        [template.replace("{}", name) for name in names for template in templates or ("{}",)] for names in synonyms
+    ]
+
+
 def build_label_set(
     labels: Sequence[str] | dict[str, Sequence[str]],
     tokenizer: PreTrainedTokenizerBase,
@@ -122,16 +242,5 @@ def build_label_set(
     names = list(labels)
     if not names or len(set(names)) != len(names) or not all(name.strip() for name in names):
         raise ValueError(f"`labels` must be different non-empty names, got {names}.")
-    for template in templates or ():
-        if "{}" not in template:
-            raise ValueError(f"Each of `templates` must contain '{{}}', got {template!r}.")
-    synonyms = labels if isinstance(labels, dict) else {name: [name] for name in names}
-    token_ids = [
-        [
-            tokenizer(template.format(synonym))["input_ids"]
-            for synonym in synonyms[name]
-            for template in templates or ("{}",)
-        ]
-        for name in names
-    ]
-    return {"names": names, "token_ids": token_ids}
+    texts = label_texts(labels, templates)
+    return {"names": names, "token_ids": [tokenizer(variants)["input_ids"] for variants in texts]}

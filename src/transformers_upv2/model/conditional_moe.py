@@ -1,6 +1,6 @@
 """Conditional Mixture of Experts with attribute-level routing, in every FFN of the unified decoder.
 
-Reference: Uni-Perceiver v2, section 4.2, and Uni-Perceiver-MoE (https://arxiv.org/abs/2206.04674): the router sees
+Reference: Uni-Perceiver v2, section 4.3, and Uni-Perceiver-MoE (https://arxiv.org/abs/2206.04674): the router sees
 eight attributes of a token group, not the tokens, so a group's experts can be merged in weight space before the
 product, in training and at inference.
 
@@ -84,16 +84,18 @@ class ExpertLinear(nn.Module):
         init.normal_(self.weight, mean=0.0, std=std)
         init.zeros_(self.bias)
 
-    def merged(self, mixture: Tensor) -> tuple[Tensor, Tensor]:
+    def merged(self, mixture: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
         """Merge the weight sets.
 
         Args:
             mixture: Weight of each set, ``(num_sets,)``.
+            num_chosen: How many sets can have a weight other than zero.
 
         Returns:
             One weight ``(out_features, in_features)`` and one bias ``(out_features,)``.
         """
-        chosen = mixture.nonzero().flatten()
+        # in the order of the sets; `nonzero` would make the shape depend on the data, which nothing can export
+        chosen = mixture.topk(num_chosen).indices.sort().values
         scale = mixture[chosen].to(self.weight.dtype)
         weight = torch.einsum("e,eoi->oi", scale, self.weight[chosen])
         return weight, scale @ self.bias[chosen]
@@ -125,23 +127,31 @@ class ConditionalFeedForward(nn.Module):
         self.up_projection = ExpertLinear(hidden_size, intermediate_size, num_sets)
         self.down_projection = ExpertLinear(intermediate_size, hidden_size, num_sets)
 
-    def mixture(self, route: str, generator: torch.Generator | None = None) -> Tensor:
-        """Weight of each weight set for a route, ``(num_sets,)``.
+    def dense_layers(self, route: str, generator: torch.Generator | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Weight and bias of both Linears for a route: merged experts, or what a deployed model holds.
+
+        Args:
+            route: Key of ``ROUTES``.
+            generator: Source of the gate's training noise.
+
+        Returns:
+            ``(out_features, in_features)`` and ``(out_features,)`` of each.
 
         Raises:
             ValueError: If the model was merged without this route.
         """
+        linears = (self.up_projection, self.down_projection)
         if self.gate is not None:
-            return self.gate(route, generator)
+            mixture = self.gate(route, generator)
+            return [linear.merged(mixture, self.gate.num_experts_per_group) for linear in linears]
         if route not in self.merged_routes:
             needed_by = [task.name for task in TASKS.values() if route in task.routes]
             raise ValueError(
                 f"This model was merged for the routes {list(self.merged_routes)} and cannot use {route!r}, which the "
                 f"tasks {needed_by} need. Load the unmerged checkpoint, or merge it with `tasks` that name them."
             )
-        one_hot = torch.zeros(len(self.merged_routes), device=self.up_projection.weight.device)
-        one_hot[self.merged_routes.index(route)] = 1.0
-        return one_hot
+        index = self.merged_routes.index(route)
+        return [(linear.weight[index], linear.bias[index]) for linear in linears]
 
     def forward(
         self,
@@ -162,9 +172,8 @@ class ConditionalFeedForward(nn.Module):
         parts = hidden_states.split([group.length for group in groups], dim=1)
         outputs = []
         for index, (part, group) in enumerate(zip(parts, groups)):
-            mixture = self.mixture(group.route, generators[index] if generators else None)
-            states = F.gelu(F.linear(part, *self.up_projection.merged(mixture)))
-            outputs.append(F.linear(states, *self.down_projection.merged(mixture)))
+            up, down = self.dense_layers(group.route, generators[index] if generators else None)
+            outputs.append(F.linear(F.gelu(F.linear(part, *up)), *down))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     @torch.no_grad()
@@ -181,12 +190,10 @@ class ConditionalFeedForward(nn.Module):
         merged = ConditionalFeedForward(
             hidden_size, self.up_projection.weight.shape[1], 1, 1, merged_routes=routes
         ).to(self.up_projection.weight)
-        for source, target in (
-            (self.up_projection, merged.up_projection),
-            (self.down_projection, merged.down_projection),
-        ):
-            for index, route in enumerate(routes):
-                weight, bias = source.merged(self.mixture(route))
+        for index, route in enumerate(routes):
+            for target, (weight, bias) in zip(
+                (merged.up_projection, merged.down_projection), self.dense_layers(route)
+            ):
                 target.weight[index].copy_(weight)
                 target.bias[index].copy_(bias)
         return merged

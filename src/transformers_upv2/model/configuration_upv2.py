@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME, logging
 
 from .presets import PRESETS
 from .tasks import ROUTES
+
+logger = logging.get_logger(__name__)
 
 # Types of fields that a caller may leave out. A type checker only sees what `__post_init__` makes of them.
 if TYPE_CHECKING:
@@ -23,6 +26,11 @@ else:
     SubConfig = dict | PreTrainedConfig | None
     TokenId = int | None
     LabelSets = dict[str, Any] | None
+
+# What the config of an uploaded folder says about the code beside it. The package has registered its own classes and
+# forgets this: transformers would refuse the pipelines that are named there unless `trust_remote_code` is given.
+_KEYS_OF_UPLOADED_CODE = ("auto_map", "custom_pipelines")
+_IS_UPLOADED_CODE = __name__.startswith(f"{TRANSFORMERS_DYNAMIC_MODULE_NAME}.")
 
 # Keys that transformers itself passes to a config beside the declared fields.
 _KEYS_OF_TRANSFORMERS = {
@@ -36,6 +44,7 @@ _KEYS_OF_TRANSFORMERS = {
     "output_attentions",
     "per_layer_config",
     "tie_last_hidden_states",
+    "tie_word_embeddings",
     "torch_dtype",
     "use_cache",
 }
@@ -58,12 +67,29 @@ class _StrictFieldsMixin:
         _refuse_unknown_fields(self, kwargs)  # type: ignore[arg-type]
         super().__post_init__(**kwargs)  # type: ignore[misc]
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a saved config; a field that another version of transformers may know is kept, with a warning."""
+        known = _KEYS_OF_TRANSFORMERS.union(field.name for field in dataclasses.fields(cls))  # type: ignore[arg-type]
+        foreign = {key: value for key, value in config_dict.items() if key not in known and not key.startswith("_")}
+        own = {key: value for key, value in config_dict.items() if key not in foreign}
+        result = super().from_dict(own, **kwargs)  # type: ignore[misc]
+        config = result[0] if isinstance(result, tuple) else result
+        for key, value in foreign.items():
+            setattr(config, key, value)
+        if foreign:
+            logger.warning("The saved %s has fields that are not its own: %s.", cls.__name__, sorted(foreign))
+        return result
+
 
 @strict
 class UniPerceiverV2ProposalConfig(_StrictFieldsMixin, PreTrainedConfig):
     r"""Numbers of the region proposal network, "similar to Mask DINO" (section 4.1).
 
     The defaults are Mask DINO's for ResNet-50, with one foreground class and a pixel encoder FFN of 1024.
+
+    Not stated in the paper, chosen here: all of these numbers but the one class, since the paper's Appendix A was not
+    at hand.
 
     Args:
         hidden_size: Width D_p of queries, feature levels and mask features.
@@ -113,7 +139,7 @@ class UniPerceiverV2ProposalConfig(_StrictFieldsMixin, PreTrainedConfig):
 
 @strict
 class UniPerceiverV2DecoderConfig(_StrictFieldsMixin, PreTrainedConfig):
-    r"""Numbers of the unified decoder g: "BERT-base but 6 layers" (section 4.2), Conditional MoE in every FFN.
+    r"""Numbers of the unified decoder g: "BERT-base but 6 layers" (section 5.2), Conditional MoE in every FFN.
 
     Not stated in the paper, chosen here: pre-LN, drop path 0.1, 8 experts, 2 of them a token group
     (inherited from Uni-Perceiver-MoE).
@@ -232,6 +258,8 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
     mask_token_id: TokenId = None
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not _IS_UPLOADED_CODE:
+            kwargs = {key: value for key, value in kwargs.items() if key not in _KEYS_OF_UPLOADED_CODE}
         super().__post_init__(**kwargs)
         if self.label_sets is None:
             self.label_sets = {}
@@ -261,6 +289,10 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
     def vocab_size(self) -> int:
         """Entries of the text encoder's vocabulary."""
         return self.text_config.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.text_config.vocab_size = value
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "UniPerceiverV2Config":

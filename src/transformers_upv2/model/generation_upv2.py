@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.utils.deprecation import deprecate_kwarg
 
 from .caption_layout import step_layout
 from .image_encoding import ImageEncoding
@@ -40,6 +41,7 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
     main_input_name = "input_ids"
     _can_compile_fullgraph = False  # a static cache would be sized for the words alone
 
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -90,7 +92,7 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             model.config.mask_token_id,
         )
         model.check_encoding(encoding)
-        slots = model.decode_caption(layout, encoding if past == 0 else None, prefix_mask(encoding), cache)
+        slots = model.decode_caption(layout, encoding.tokens if past == 0 else None, prefix_mask(encoding), cache)
         return CaptioningOutput(logits=vocabulary_logits(model, slots), cache=cache)
 
     @torch.no_grad()

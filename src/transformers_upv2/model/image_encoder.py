@@ -78,33 +78,46 @@ class ImageEncoder(nn.Module):
         divisor = self.size_divisor
         return -(-height // divisor) * divisor, -(-width // divisor) * divisor
 
-    def forward(self, pixel_values: Tensor, image_sizes: Tensor, *, keep_mask_features: bool = False) -> ImageEncoding:
+    def forward(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None = None, *, keep_mask_features: bool = False
+    ) -> ImageEncoding:
         """Perceive each image on its own canvas.
 
         Args:
             pixel_values: Images in the top left corner, ``(batch, 3, H, W)``.
-            image_sizes: Real height and width, ``(batch, 2)``.
+            pixel_mask: 1 = real pixel, ``(batch, H, W)``. With None the whole tensor is the image, nothing depends
+                on the values of a tensor, and the method can be compiled and exported.
             keep_mask_features: Keep what full masks are made of.
 
         Returns:
             The encoding, padded to the largest canvas.
         """
-        canvases = [self.canvas_size(*size) for size in image_sizes.tolist()]
+        sizes = image_sizes(pixel_values, pixel_mask)
+        if pixel_mask is None:
+            canvas = self.canvas_size(*pixel_values.shape[-2:])
+            return self._perceive(pixel_values, sizes, canvas, keep_mask_features)
+        canvases = [self.canvas_size(*size) for size in sizes.tolist()]
         groups: dict[tuple[int, int], list[int]] = {canvas: [] for canvas in canvases}
         for index, canvas in enumerate(canvases):
             groups[canvas].append(index)
         parts = []
         for canvas, members in groups.items():
             rows = torch.tensor(members, device=pixel_values.device)
-            output, maps = self._propose(pixel_values[rows], image_sizes[rows], canvas)
-            encoding = self._encode(output, maps, image_sizes[rows], canvas)
-            if not keep_mask_features:
-                encoding.mask_features = None
-            parts.append(encoding)
+            parts.append(self._perceive(pixel_values[rows], sizes[rows], canvas, keep_mask_features))
         if len(parts) == 1:
             return parts[0]
         order = torch.tensor([i for members in groups.values() for i in members]).argsort()
         return _join(parts)[order.to(pixel_values.device)]
+
+    def _perceive(
+        self, pixel_values: Tensor, image_sizes: Tensor, canvas: tuple[int, int], keep_mask_features: bool
+    ) -> ImageEncoding:
+        """Perceive images of one canvas."""
+        output, last_map = self._propose(pixel_values, image_sizes, canvas)
+        encoding = self._encode(output, last_map, image_sizes, canvas)
+        if not keep_mask_features:
+            encoding.mask_features = None
+        return encoding
 
     def forward_training(
         self, pixel_values: Tensor, image_sizes: Tensor, labels: Sequence[dict[str, Any]] | None
@@ -164,7 +177,9 @@ class ImageEncoder(nn.Module):
         targets: list[dict[str, Tensor]] | None = None,
     ) -> tuple[ProposalOutput, Tensor]:
         pixels = _place(pixel_values, image_sizes, canvas)
-        feature_maps = list(self.backbone(pixels).feature_maps)
+        # some backbones cannot return the states that a config may ask of all parts
+        maps = self.backbone(pixels, output_hidden_states=False, output_attentions=False, return_dict=True)
+        feature_maps = list(maps.feature_maps)
         return self.proposal_network(feature_maps, targets), feature_maps[-1]
 
     def _chosen(self, output: ProposalOutput, query_labels: Tensor | None = None) -> Tensor:
@@ -230,7 +245,7 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """
     height, width = pixel_values.shape[-2:]
     if pixel_mask is None:
-        return torch.tensor([[height, width]], device=pixel_values.device).repeat(len(pixel_values), 1)
+        return torch.tensor([[height, width]], device=pixel_values.device).repeat(pixel_values.shape[0], 1)
     if pixel_mask.shape != (len(pixel_values), height, width):
         raise ValueError(
             f"`pixel_mask` must have the shape {(len(pixel_values), height, width)} of `pixel_values`, got "

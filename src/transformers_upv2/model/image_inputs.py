@@ -39,11 +39,12 @@ def open_image(source: str | Path) -> Image.Image:
         return Image.fromarray(pil_to_rgb(image))
 
 
-def pil_to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert an image of any mode to RGB, upright by its EXIF orientation.
+def pil_to_rgb(image: Image.Image, *, upright: bool = True) -> np.ndarray:
+    """Convert an image of any mode to RGB.
 
     Args:
         image: A PIL image, its pixels may still have to be read from its file.
+        upright: Turn it by its EXIF orientation; False: as stored.
 
     Returns:
         ``(height, width, 3)`` uint8.
@@ -61,7 +62,7 @@ def pil_to_rgb(image: Image.Image) -> np.ndarray:
             "Scale it to 0..255 and convert it to mode 'L' or 'RGB'."
         )
     try:
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image) if upright else image
         if image.mode.startswith("I"):
             gray = np.asarray(image).clip(0, 65535).astype(np.uint16)
             return np.repeat(to_eight_bits(gray).numpy()[..., None], 3, axis=-1)

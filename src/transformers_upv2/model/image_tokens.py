@@ -4,7 +4,9 @@ Reference: Uni-Perceiver v2, section 4.1 (https://arxiv.org/abs/2211.09808).
 
 Not stated in the paper, chosen here: a box or a mask is detached (it has its own losses), so that tasks without
 boxes train the proposal network through the semantic part only; mask logits are pooled before the sigmoid; an
-attention pool has heads of 64 channels; the grid has a 2-D sine position and a LayerNorm.
+attention pool has heads of 64 channels; the grid has a 2-D sine position. Pools, grid and each summand of a
+proposal end in a LayerNorm: without it what a proposal shows soon outweighs where it is, 8 to 1 in the tiny model, and
+captions cannot tell places.
 """
 
 import torch
@@ -54,15 +56,20 @@ class AttentionPools(nn.Module):
         Returns:
             Tokens, ``(batch, M', D)``.
         """
-        batch, cells, _ = grid.shape
-        shape = (batch, cells, self.num_pools * self.num_heads, -1)
-        key = self.key_projection(grid).view(shape).transpose(1, 2)
-        value = self.value_projection(grid).view(shape).transpose(1, 2)
-        query = self.queries.view(1, self.num_pools * self.num_heads, 1, -1)
-        pooled = F.scaled_dot_product_attention(
-            query.expand(batch, -1, -1, -1), key, value, attn_mask=grid_mask[:, None, None, :]
-        )  # (batch, M' * heads, 1, C / heads)
-        pooled = pooled.reshape(batch, self.num_pools, -1)  # (batch, M', C)
+        heads = self.num_pools * self.num_heads
+        key_weight, value_weight = (
+            projection.weight.unflatten(0, (heads, -1)) for projection in (self.key_projection, self.value_projection)
+        )  # (M' * heads, C / heads, C)
+        key_bias, value_bias = (
+            projection.bias.unflatten(0, (heads, -1)) for projection in (self.key_projection, self.value_projection)
+        )
+        # a learned query needs no keys, q · (W x + b) = (Wᵀ q) · x + q · b, nor does a sum of values need the values
+        query = self.queries.reshape(heads, -1) * key_weight.shape[1] ** -0.5
+        scores = F.linear(grid, torch.einsum("hd,hdc->hc", query, key_weight), (query * key_bias).sum(dim=-1))
+        scores = scores.float().masked_fill(~grid_mask[..., None], -torch.inf)  # (batch, cells, M' * heads)
+        mixed = scores.softmax(dim=1).to(grid.dtype).transpose(1, 2) @ grid  # (batch, M' * heads, C)
+        pooled = torch.einsum("bhc,hdc->bhd", mixed, value_weight) + value_bias
+        pooled = pooled.reshape(grid.shape[0], self.num_pools, -1)  # (batch, M', C)
         return torch.einsum("bmc,mcd->bmd", pooled, self.output_weight) + self.output_bias
 
 
@@ -73,6 +80,7 @@ class GlobalTokens(nn.Module):
         super().__init__()
         self.hidden_size = hidden_size
         self.pools = AttentionPools(in_channels, hidden_size, num_pools)
+        self.pool_norm = nn.LayerNorm(hidden_size)
         self.grid_projection = nn.Linear(in_channels, hidden_size)
         self.grid_norm = nn.LayerNorm(hidden_size)
 
@@ -91,7 +99,7 @@ class GlobalTokens(nn.Module):
         position = encode_grid((height, width), self.hidden_size, device=feature_map.device)
         position = position.flatten(1, 2)  # (1, cells, D)
         tokens = self.grid_norm(self.grid_projection(grid)) + position.to(grid.dtype)
-        return self.pools(grid, grid_mask.flatten(1)), tokens
+        return self.pool_norm(self.pools(grid, grid_mask.flatten(1))), tokens
 
 
 class ProposalTokens(nn.Module):
@@ -110,6 +118,7 @@ class ProposalTokens(nn.Module):
         self.semantic_projection = nn.Linear(proposal_size, hidden_size)
         self.box_projection = nn.Linear(4 * self.box_features, hidden_size)
         self.mask_projection = nn.Linear(pooled_mask_size**2, hidden_size)
+        self.semantic_norm, self.box_norm, self.mask_norm = (nn.LayerNorm(hidden_size) for _ in range(3))
 
     def pool_masks(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
         """Average-pool the mask logits without building the masks.
@@ -141,7 +150,7 @@ class ProposalTokens(nn.Module):
         box_encoding = encode_boxes(boxes.detach(), self.box_features).to(semantic.dtype)
         masks = pooled_masks.detach().sigmoid().flatten(2)  # (batch, proposals, side * side)
         return (
-            self.semantic_projection(semantic)
-            + self.box_projection(box_encoding)
-            + self.mask_projection(masks.to(semantic.dtype))
+            self.semantic_norm(self.semantic_projection(semantic))
+            + self.box_norm(self.box_projection(box_encoding))
+            + self.mask_norm(self.mask_projection(masks.to(semantic.dtype)))
         )

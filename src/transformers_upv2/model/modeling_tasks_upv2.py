@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from .candidates import build_label_set
+from .candidates import build_label_set, label_texts
 from .configuration_upv2 import UniPerceiverV2Config
 from .image_encoding import ImageEncoding
 from .modeling_upv2 import UniPerceiverV2Model
+from .output_recording import records_input
 from .outputs import (
     ImageClassificationOutput,
     ImageTextOutput,
@@ -29,10 +30,11 @@ from .task_forward import (
     classification,
     detect,
     detection,
+    embed_words,
     full_masks,
     image_text_output,
-    language_modeling,
     match_texts,
+    restore_words,
     retrieval,
     vocabulary_logits,
 )
@@ -43,6 +45,11 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
     """What all task classes share: the one model, and the label set that a class presents as ``id2label``."""
 
     label_set: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = records_input(cls.forward)
 
     def __init__(self, config: UniPerceiverV2Config, model: UniPerceiverV2Model | None = None) -> None:
         super().__init__(config)
@@ -95,6 +102,28 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         self.model.config.label_sets[name] = build_label_set(labels, tokenizer, templates)
         self._present_labels()
 
+    def encode_labels(
+        self,
+        labels: Sequence[str] | dict[str, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        templates: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Encode any names as candidates; each is encoded once and kept until the weights change.
+
+        Args:
+            labels: Names, or names with their synonyms, whose embeddings are averaged.
+            tokenizer: The model's tokenizer.
+            templates: Sentences with one ``{}`` that each name is put into; None: the bare name.
+
+        Returns:
+            Unit vectors, ``(labels, D)``.
+
+        Raises:
+            ValueError: If the labels or the templates are unusable.
+        """
+        texts = label_texts(labels, templates)
+        return self.model.text_candidates([tokenizer(variants)["input_ids"] for variants in texts])
+
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's word embeddings."""
         return self.model.get_input_embeddings()
@@ -132,7 +161,7 @@ class UniPerceiverV2ForMultiTask(UniPerceiverV2TaskModel):
         if not self.training:
             return output
         # data-parallel training waits for a gradient of everything that is returned
-        return TaskOutput(loss=output.loss, loss_terms=output.loss_terms)
+        return type(output)(loss=output.loss, loss_terms=output.loss_terms)
 
 
 class UniPerceiverV2ForImageClassification(UniPerceiverV2TaskModel):
@@ -223,6 +252,7 @@ class UniPerceiverV2ForZeroShotImageClassification(UniPerceiverV2TaskModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_encoding: ImageEncoding | None = None,
+        candidates: Tensor | None = None,
         **_: Any,
     ) -> ImageTextOutput:
         """Compare images with class texts.
@@ -233,6 +263,7 @@ class UniPerceiverV2ForZeroShotImageClassification(UniPerceiverV2TaskModel):
             input_ids: Tokens of each text, ``(texts, tokens)``.
             attention_mask: 1 = real token, ``(texts, tokens)``.
             image_encoding: In place of ``pixel_values``.
+            candidates: From `encode_labels`, ``(texts, D)``, in place of ``input_ids``.
 
         Returns:
             Logits of every image for every text.
@@ -240,7 +271,7 @@ class UniPerceiverV2ForZeroShotImageClassification(UniPerceiverV2TaskModel):
         task = TASKS["classification"]
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         images = self.model.decode_image(encoding, task.input_routes[0])[:, 0]
-        texts = self.model.encode_candidates(*_texts(input_ids, attention_mask))
+        texts = _candidates(self.model, input_ids, attention_mask, candidates)
         return image_text_output(self.model, encoding, images, texts, task.temperature)
 
 
@@ -254,6 +285,7 @@ class UniPerceiverV2ForZeroShotObjectDetection(UniPerceiverV2TaskModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_encoding: ImageEncoding | None = None,
+        candidates: Tensor | None = None,
         **_: Any,
     ) -> ObjectDetectionOutput:
         """Detect what the texts name.
@@ -264,18 +296,15 @@ class UniPerceiverV2ForZeroShotObjectDetection(UniPerceiverV2TaskModel):
             input_ids: Tokens of each label, ``(labels, tokens)`` for all images or ``(batch, labels, tokens)``.
             attention_mask: 1 = real token, of the same shape.
             image_encoding: In place of ``pixel_values``.
+            candidates: From `encode_labels`, ``(labels, D)`` or ``(batch, labels, D)``, in place of ``input_ids``.
 
         Returns:
             Logits ``(batch, N, labels)`` whose sigmoid is the score, and boxes ``(batch, N, 4)``.
         """
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
-        input_ids, attention_mask = _texts(input_ids, attention_mask)
-        if input_ids.ndim == 3:
-            encoding = match_texts(encoding, len(input_ids))
-        length = input_ids.shape[-1]
-        candidates = self.model.encode_candidates(
-            input_ids.reshape(-1, length), attention_mask.reshape(-1, length)
-        ).unflatten(0, input_ids.shape[:-1])
+        candidates = _candidates(self.model, input_ids, attention_mask, candidates)
+        if candidates.ndim == 3:
+            encoding = match_texts(encoding, len(candidates))
         return detect(self.model, encoding, candidates)[0]
 
 
@@ -339,15 +368,10 @@ class UniPerceiverV2ForMaskedLM(UniPerceiverV2TaskModel):
         Returns:
             Logits ``(batch, tokens, vocab_size)``; while training with ``labels`` only the loss.
         """
-        input_ids, mask = _texts(input_ids, attention_mask)
-        output = VocabularyOutput()
-        if labels is not None:
-            output = language_modeling(self.model, input_ids, mask, labels)
-            if self.model.training:  # scoring the whole vocabulary would cost more than the step
-                return output
-        route = TASKS["language_modeling"].input_routes[0]
-        embeddings = self.model.decode_text(input_ids, mask, route)[:, 1:]
-        output.logits = vocabulary_logits(self.model, embeddings)
+        embeddings = embed_words(self.model, *_texts(input_ids, attention_mask))
+        output = VocabularyOutput() if labels is None else restore_words(self.model, embeddings, labels)
+        if labels is None or not self.model.training:  # scoring the whole vocabulary would cost more than the step
+            output.logits = vocabulary_logits(self.model, embeddings)
         return output
 
 
@@ -356,3 +380,16 @@ def _texts(input_ids: Tensor | None, attention_mask: Tensor | None) -> tuple[Ten
     if input_ids is None:
         raise ValueError("`input_ids` must hold the texts to compare with, got None. Tokenize them first.")
     return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+
+
+def _candidates(
+    model: UniPerceiverV2Model, input_ids: Tensor | None, attention_mask: Tensor | None, candidates: Tensor | None
+) -> Tensor:
+    """Take the candidates, or encode the texts ``(..., tokens)`` to ``(..., D)``."""
+    if candidates is not None:
+        if input_ids is not None:
+            raise ValueError("Pass either `input_ids` or `candidates`, got both.")
+        return candidates
+    input_ids, attention_mask = _texts(input_ids, attention_mask)
+    encoded = model.batch_candidates(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+    return encoded.unflatten(0, input_ids.shape[:-1])

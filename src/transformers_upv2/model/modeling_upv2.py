@@ -9,36 +9,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
 from .attention import additive_mask
-from .candidates import (
-    CandidateCache,
-    average_variants,
-    freeze_ids,
-    pad_ids,
-    predictable_ids,
-    weights_fingerprint,
-)
+from .candidate_encoding import CandidateEncodingModel
+from .candidates import CandidateCache, weights_fingerprint
 from .caption_layout import CaptionLayout
 from .conditional_moe import TokenGroup
 from .configuration_upv2 import UniPerceiverV2Config
-from .image_encoder import ImageEncoder, image_sizes
+from .image_encoder import ImageEncoder
 from .image_encoding import ImageEncoding
 from .likelihood import Likelihood
+from .output_recording import records_input
 from .outputs import UniPerceiverV2ModelOutput
-from .pretrained_upv2 import UniPerceiverV2PreTrainedModel
-from .tasks import TASKS, get_task
+from .tasks import TASKS, routes_of
 from .text_encoder import TextEncoder
-from .unified_decoder import UnifiedDecoder
-
-CANDIDATE_CHUNK = 1024
-"""Candidates that are encoded in one pass."""
+from .unified_decoder import ALL, UnifiedDecoder
 
 
-class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
+class UniPerceiverV2Model(CandidateEncodingModel):
     """Uni-Perceiver v2 without a question: f, g, and the likelihood."""
 
     def __init__(self, config: UniPerceiverV2Config) -> None:
@@ -96,8 +86,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         Returns:
             The encoding.
         """
-        sizes = image_sizes(pixel_values, pixel_mask)
-        encoding = self.image_encoder(pixel_values, sizes, keep_mask_features=keep_mask_features)
+        encoding = self.image_encoder(pixel_values, pixel_mask, keep_mask_features=keep_mask_features)
         if not torch.compiler.is_compiling():
             encoding.fingerprint = weights_fingerprint(self)
         return encoding
@@ -119,7 +108,9 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             additive_mask(allowed, self.spe_token.dtype),
         )
 
-    def run_decoder(self, tokens: Tensor, token_mask: Tensor, route: str, step_seed: int | None = None) -> Tensor:
+    def run_decoder(
+        self, tokens: Tensor, token_mask: Tensor, route: str, step_seed: int | None = None, read: slice = ALL
+    ) -> Tensor:
         """Run g over [SPE] and a sequence of one route, and embed every output.
 
         Args:
@@ -127,16 +118,17 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             token_mask: True for real tokens, ``(batch, tokens)``.
             route: Key of ``ROUTES``.
             step_seed: Seed of the gate noise in training.
+            read: Neighbouring outputs that are read; [SPE] is the first.
 
         Returns:
-            Unit vectors, [SPE] first, ``(batch, 1 + tokens, D)``.
+            Unit vectors, [SPE] first, ``(batch, 1 + tokens, D)``, or those of ``read``.
         """
-        spe = self.spe_token.expand(len(tokens), 1, -1)
+        spe = self.spe_token.expand(tokens.shape[0], 1, -1)
         states = torch.cat([spe.to(tokens.dtype), tokens], dim=1)
         valid = nn.functional.pad(token_mask.bool(), (1, 0), value=True)[:, None, :]
         mask = additive_mask(valid, states.dtype).expand(-1, -1, states.shape[1], -1)
         groups = [TokenGroup(route, states.shape[1])]
-        return self.likelihood.embed(self.decoder(states, mask, groups, step_seed))
+        return self.likelihood.embed(self.decoder(states, mask, groups, step_seed, read=read))
 
     def decode_image(self, encoding: ImageEncoding, route: str, step_seed: int | None = None) -> Tensor:
         """g(f(x)) of images, computed once for each route of an encoding.
@@ -160,7 +152,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         return encoding.decoded[route]
 
     def decode_text(
-        self, input_ids: Tensor, attention_mask: Tensor, route: str, step_seed: int | None = None
+        self, input_ids: Tensor, attention_mask: Tensor, route: str, step_seed: int | None = None, read: slice = ALL
     ) -> Tensor:
         """g(f(x)) of texts.
 
@@ -169,17 +161,18 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             attention_mask: 1 = real token, ``(batch, tokens)``.
             route: Key of ``ROUTES``.
             step_seed: Seed of the gate noise in training.
+            read: Neighbouring outputs that are read; [SPE] is the first.
 
         Returns:
-            Unit vectors, [SPE] first, ``(batch, 1 + tokens, D)``.
+            Unit vectors, [SPE] first, ``(batch, 1 + tokens, D)``, or those of ``read``.
         """
         tokens = self.encode_text(input_ids, attention_mask) + self.text_type
-        return self.run_decoder(tokens, attention_mask, route, step_seed)
+        return self.run_decoder(tokens, attention_mask, route, step_seed, read)
 
     def decode_caption(
         self,
         layout: CaptionLayout,
-        encoding: ImageEncoding | None,
+        image_tokens: Tensor | None,
         prefix_mask: Tensor,
         cache: Cache | None = None,
         step_seed: int | None = None,
@@ -188,7 +181,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
 
         Args:
             layout: Words and slots of this pass.
-            encoding: The image; None if ``cache`` already holds it.
+            image_tokens: Tokens of an encoding, ``(batch, image tokens, D)``; None if ``cache`` already holds them.
             prefix_mask: True for [SPE] and real image tokens, ``(batch, 1 + image tokens)``.
             cache: Keys and values of earlier passes; this pass adds the image and the words, never the slots.
             step_seed: Seed of the gate noise in training.
@@ -205,18 +198,18 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         allowed = torch.cat([seen, layout.allowed], dim=2)
         groups = [TokenGroup("caption_text", length)]
         num_kept = layout.num_words
-        if encoding is not None:
+        if image_tokens is not None:
             prefix = prefix_mask.shape[1]
-            spe = self.spe_token.expand(len(states), 1, -1)
-            states = torch.cat([spe.to(dtype), encoding.tokens, states], dim=1)
-            unseen = allowed.new_zeros(len(states), prefix, layout.allowed.shape[2])
+            spe = self.spe_token.expand(states.shape[0], 1, -1)
+            states = torch.cat([spe.to(dtype), image_tokens, states], dim=1)
+            unseen = allowed.new_zeros(states.shape[0], prefix, layout.allowed.shape[2])
             image_rows = torch.cat([prefix_mask[:, None, :].expand(-1, prefix, -1), unseen], dim=2)
             allowed = torch.cat([image_rows, allowed], dim=1)
             groups = [TokenGroup("caption_image", prefix), *groups]
             num_kept += prefix
         mask = additive_mask(allowed, dtype)
-        states = self.decoder(states, mask, groups, step_seed, cache, num_kept)
-        return self.likelihood.embed(states[:, layout.num_words - length :])
+        slots = slice(states.shape[1] - length + layout.num_words, None)
+        return self.likelihood.embed(self.decoder(states, mask, groups, step_seed, cache, num_kept, slots))
 
     def check_encoding(self, encoding: ImageEncoding) -> None:
         """Refuse an encoding that other weights made.
@@ -244,86 +237,11 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         Raises:
             ValueError: If there is no such task, or the model is merged already and lacks a route.
         """
-        names = list(TASKS) if tasks is None else list(tasks)
-        routes = list(dict.fromkeys(route for name in names for route in get_task(name).routes))
+        routes = routes_of(tasks)
         self.decoder.merge_experts(routes)
         self.config.decoder_config.merged_routes = routes
 
-    def encode_candidates(
-        self, input_ids: Tensor, attention_mask: Tensor, route: str = "label", step_seed: int | None = None
-    ) -> Tensor:
-        """Encode candidates: [SPE] and the text's tokens, read at [SPE].
-
-        Args:
-            input_ids: ``<s> words </s>`` of each, ``(candidates, tokens)``.
-            attention_mask: 1 = real token, ``(candidates, tokens)``.
-            route: Key of ``ROUTES``: ``"label"`` for names and captions, ``"vocabulary"`` for words.
-            step_seed: Seed of the gate noise in training.
-
-        Returns:
-            Unit vectors, ``(candidates, D)``.
-        """
-        chunks = list(zip(input_ids.split(CANDIDATE_CHUNK), attention_mask.split(CANDIDATE_CHUNK)))
-        if len(chunks) > 4:
-            chunks = tqdm(chunks, desc="Encoding candidates", unit_scale=CANDIDATE_CHUNK)
-        encoded = [self.decode_text(ids, mask, route, step_seed)[:, 0] for ids, mask in chunks]
-        return torch.cat(encoded)
-
-    def label_candidates(self, label_set: str | None, step_seed: int | None = None) -> Tensor:
-        """Encode a named label set; kept until the weights change.
-
-        Args:
-            label_set: Key of ``config.label_sets``.
-            step_seed: Seed of the gate noise in training.
-
-        Returns:
-            Unit vectors, ``(labels, D)``.
-
-        Raises:
-            ValueError: If the config has no such label set.
-        """
-        labels = self.config.label_sets.get(label_set)
-        if labels is None:
-            raise ValueError(
-                f"The config must hold the label set {label_set!r}, got {sorted(self.config.label_sets)}. "
-                "Call `set_labels(labels, tokenizer)` first."
-            )
-
-        def encode() -> Tensor:
-            rows = [ids for variants in labels["token_ids"] for ids in variants]
-            input_ids, mask = pad_ids(rows, self.config.pad_token_id, self.spe_token.device)
-            embeddings = self.encode_candidates(input_ids, mask, "label", step_seed)
-            return average_variants(embeddings, [len(v) for v in labels["token_ids"]])
-
-        if self.training:
-            return encode()
-        return self.candidate_cache.get(self, freeze_ids(labels["token_ids"]), encode)
-
-    def vocabulary_ids(self) -> Tensor:
-        """Token ids that can be predicted: all but ``<s> <pad> <unk> <mask>``, ascending."""
-        return predictable_ids(self.config).to(self.spe_token.device)
-
-    def encode_vocabulary(self, token_ids: Tensor, step_seed: int | None = None) -> Tensor:
-        """Encode words from their token ids, never from decoded strings: ``[SPE] <s> v </s>``.
-
-        Args:
-            token_ids: ``(words,)``.
-            step_seed: Seed of the gate noise in training.
-
-        Returns:
-            Unit vectors, ``(words, D)``.
-        """
-        begin = torch.full_like(token_ids, self.config.bos_token_id)
-        end = torch.full_like(token_ids, self.config.eos_token_id)
-        input_ids = torch.stack([begin, token_ids, end], dim=1)
-        return self.encode_candidates(input_ids, torch.ones_like(input_ids), "vocabulary", step_seed)
-
-    def vocabulary_candidates(self) -> Tensor:
-        """Encode the whole vocabulary, in the order of `vocabulary_ids`; kept until the weights change."""
-        if self.training:
-            return self.encode_vocabulary(self.vocabulary_ids())
-        return self.candidate_cache.get(self, "vocabulary", lambda: self.encode_vocabulary(self.vocabulary_ids()))
-
+    @records_input
     def get_image_features(
         self,
         pixel_values: Tensor | None = None,
@@ -336,6 +254,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         states = self.decode_image(encoding, TASKS["retrieval"].input_routes[0])
         return UniPerceiverV2ModelOutput(last_hidden_state=states, pooler_output=states[:, 0])
 
+    @records_input
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
     ) -> UniPerceiverV2ModelOutput:
@@ -352,7 +271,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         image_encoding: ImageEncoding | None = None,
-        **_: Any,
+        **kwargs: Any,
     ) -> UniPerceiverV2ModelOutput:
         """Embed images or texts.
 
@@ -362,6 +281,7 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
             input_ids: ``(batch, tokens)``.
             attention_mask: 1 = real token, ``(batch, tokens)``.
             image_encoding: In place of ``pixel_values``.
+            **kwargs: ``output_hidden_states``, ``output_attentions``, ``return_dict``.
 
         Raises:
             ValueError: If there is neither an image nor a text, or both.
@@ -373,8 +293,8 @@ class UniPerceiverV2Model(UniPerceiverV2PreTrainedModel):
                 f"got {'both' if has_image else 'neither'}."
             )
         if input_ids is None:
-            return self.get_image_features(pixel_values, pixel_mask, image_encoding)
-        return self.get_text_features(input_ids, attention_mask)
+            return self.get_image_features(pixel_values, pixel_mask, image_encoding=image_encoding, **kwargs)
+        return self.get_text_features(input_ids, attention_mask, **kwargs)
 
     def resolve_encoding(
         self,

@@ -15,10 +15,14 @@ class UniPerceiverV2ModelOutput(ModelOutput):
     Args:
         last_hidden_state: Unit vectors of all tokens, [SPE] first, ``(batch, 1 + tokens, D)``.
         pooler_output: Unit vector of [SPE], the embedding of the whole, ``(batch, D)``.
+        hidden_states: Input and output of every layer of g, ``(batch, 1 + tokens, D)`` each, if asked for.
+        attentions: Weights of every layer of g, ``(batch, heads, queries, keys)`` each, if asked for.
     """
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -30,12 +34,22 @@ class TaskOutput(ModelOutput):
         loss_terms: Detached terms by name, scalars.
         logits: The task's logits; their shape is stated by the subclass.
         image_encoding: The encoding that was asked, to be asked again.
+        hidden_states: Input and output of every layer of g for the input, ``(batch, 1 + tokens, D)`` each, if asked
+            for; the last one covers the tokens that are read.
+        attentions: Weights of every layer of g for the input, ``(batch, heads, queries, keys)`` each, if asked for.
     """
 
     loss: Tensor | None = None
     loss_terms: dict[str, Tensor] | None = None
     logits: Tensor | None = None
     image_encoding: ImageEncoding | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "image_encoding" in self:
+            self.move_to_end("image_encoding")  # so that `output[0]` is the loss or an answer
 
 
 @dataclass

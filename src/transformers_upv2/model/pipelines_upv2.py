@@ -1,4 +1,4 @@
-"""Pipelines: three stock tasks that need help for our folders, and two tasks of our own.
+"""Pipelines: three stock tasks that need help for our folders, and captioning, a task of our own.
 
 A class registered over a stock task gets every model of that task. For a model of another type it
 hands over to the stock class before it exists, so those users get an object of the stock class
@@ -6,14 +6,12 @@ itself.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase
 from transformers.image_utils import load_image
 from transformers.modeling_outputs import BaseModelOutput
@@ -24,13 +22,13 @@ from transformers.pipelines import (
     ZeroShotObjectDetectionPipeline,
 )
 
+from .candidates import MAX_KEPT_LABELS, label_texts
 from .configuration_upv2 import UniPerceiverV2Config
-from .image_index import ImageIndex, list_images, stack_embeddings
 from .image_processing_upv2 import UniPerceiverV2ImageProcessor
 from .processing_upv2 import UniPerceiverV2Processor
 
 
-class _SavesFolder(Pipeline):
+class FolderPipeline(Pipeline):
     """Base of pipelines that save all that any of our tasks can load."""
 
     model: Any
@@ -52,7 +50,7 @@ class _SavesFolder(Pipeline):
         processor.save_pretrained(save_directory, **kwargs)
 
 
-class _OverStockTask(_SavesFolder):
+class _OverStockTask(FolderPipeline):
     """Base of pipelines that are registered over a stock task, see the module docstring."""
 
     stock_class: ClassVar[type[Pipeline]]
@@ -89,18 +87,59 @@ class UniPerceiverV2ImageTextToTextPipeline(_OverStockTask, ImageTextToTextPipel
 class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObjectDetectionPipeline):
     """Zero-shot object detection in one vision pass for any number of labels.
 
-    The stock pipeline makes one for each label. The arguments and the results are the stock ones.
-    Spaces around labels are removed.
+    The stock pipeline makes one for each label. The arguments and the results are the stock ones. In addition,
+    ``candidate_labels`` may be a dict of names and their synonyms, and ``templates`` are sentences with one ``{}``
+    that each name is put into; the embeddings of a label are averaged. Each label is encoded once and kept until the
+    weights change. Spaces around labels are removed.
     """
 
     stock_class = ZeroShotObjectDetectionPipeline
 
-    def preprocess(self, inputs: dict[str, Any], timeout: float | None = None) -> Iterator[dict[str, Any]]:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._token_ids: dict[str, list[int]] = {}
+
+    def __call__(
+        self,
+        image: Any,
+        candidate_labels: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Detect, see the class.
+
+        Args:
+            image: An image, or a list of images.
+            candidate_labels: What to look for: a list, a text with commas, or names and their synonyms.
+            **kwargs: ``threshold``, ``top_k``, ``templates``, ``timeout``, ``batch_size``.
+
+        Returns:
+            A list of detections for each image.
+        """
+        if isinstance(candidate_labels, dict):  # the stock class knows lists only
+            images = image if isinstance(image, list) else [image]
+            found = super().__call__(
+                [{"image": one, "candidate_labels": candidate_labels} for one in images], **kwargs
+            )
+            return found if isinstance(image, list) else found[0]
+        return super().__call__(image, candidate_labels, **kwargs)
+
+    def _sanitize_parameters(
+        self, templates: Sequence[str] | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
+        if templates is not None:
+            preprocess_params["templates"] = templates
+        return preprocess_params, forward_params, postprocess_params
+
+    def preprocess(
+        self, inputs: dict[str, Any], timeout: float | None = None, templates: Sequence[str] | None = None
+    ) -> Iterator[dict[str, Any]]:
         """Prepare the image and keep its labels together, as the only chunk.
 
         Args:
-            inputs: ``{"image", "candidate_labels"}``; labels are a list or joined by commas.
+            inputs: ``{"image", "candidate_labels"}``; labels are a list, joined by commas, or a dict of synonyms.
             timeout: Seconds to wait for an image from the web.
+            templates: Sentences with one ``{}``; None: the bare names.
 
         Yields:
             Everything that `_forward` needs.
@@ -108,41 +147,49 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         Raises:
             ValueError: If there is no label.
         """
-        labels = inputs.get("candidate_labels") or []
-        labels = labels.split(",") if isinstance(labels, str) else labels
-        labels = [label.strip() for label in labels]
-        if not labels or not all(labels):
-            raise ValueError(f"`candidate_labels` must hold at least one label and no empty one, got {labels}.")
+        given = inputs.get("candidate_labels") or []
+        given = given.split(",") if isinstance(given, str) else given
+        names = [name.strip() for name in given]
+        if not names or not all(names):
+            raise ValueError(f"`candidate_labels` must hold at least one label and no empty one, got {names}.")
+        texts = label_texts(given if isinstance(given, dict) else names, templates)
         image = load_image(inputs["image"], timeout=timeout)
         features = self.image_processor(images=image, return_tensors="pt").to(self.dtype)
         size = torch.tensor([[image.height, image.width]], dtype=torch.int32)
-        yield {"is_last": True, "target_size": size, "candidate_labels": labels, **features}
+        labels = {"names": names, "texts": texts}
+        yield {"is_last": True, "target_size": size, "labels": labels, **features}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
         """Encode the images once; ask each about its labels."""
-        is_last, labels = model_inputs.pop("is_last"), model_inputs.pop("candidate_labels")
+        is_last, labels = model_inputs.pop("is_last"), model_inputs.pop("labels")
         target_size = model_inputs.pop("target_size")
-        label_lists = labels if isinstance(labels[0], list) else [labels]
-        found = self._detect(label_lists, model_inputs)
-        return {"is_last": is_last, "target_size": target_size, "candidate_labels": labels, **found}
+        found = self._detect(labels if isinstance(labels, list) else [labels], model_inputs)
+        return {"is_last": is_last, "target_size": target_size, "labels": labels, **found}
 
-    def _detect(self, label_lists: list[list[str]], images: dict[str, Tensor]) -> dict[str, Any]:
+    def _detect(self, label_lists: list[dict[str, Any]], images: dict[str, Tensor]) -> dict[str, Any]:
         """Detect in one call if all images have the same labels, else image by image."""
         if all(labels == label_lists[0] for labels in label_lists):
-            outputs = self.model(**images, **self._tokenize(label_lists[0]))
+            outputs = self.model(**images, candidates=self._candidates(label_lists[0]["texts"]))
             return {"logits": outputs.logits, "pred_boxes": outputs.pred_boxes}
         encoding = self.model.model.encode_image(**images)
         outputs = [
-            self.model(image_encoding=encoding[i], **self._tokenize(labels)) for i, labels in enumerate(label_lists)
+            self.model(image_encoding=encoding[i], candidates=self._candidates(labels["texts"]))
+            for i, labels in enumerate(label_lists)
         ]
         return {
             "logits": [output.logits[0] for output in outputs],
             "pred_boxes": [output.pred_boxes[0] for output in outputs],
         }
 
-    def _tokenize(self, labels: list[str]) -> dict[str, Tensor]:
-        tokens = self.tokenizer(labels, padding=True, return_tensors="pt")
-        return {name: value.to(self.device) for name, value in tokens.items()}
+    def _candidates(self, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Encode labels; each text is tokenized once, since that would take longer than asking about it."""
+        new = list({text for variants in texts for text in variants if text not in self._token_ids})
+        if new:
+            self._token_ids.update(zip(new, self.tokenizer(new)["input_ids"]))
+        token_ids = [[self._token_ids[text] for text in variants] for variants in texts]
+        if len(self._token_ids) > MAX_KEPT_LABELS:
+            self._token_ids.clear()
+        return self.model.model.text_candidates(token_ids)
 
     def postprocess(
         self, model_outputs: list[Any], threshold: float = 0.1, top_k: int | None = None
@@ -165,14 +212,14 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         return [
             {
                 "score": score,
-                "label": outputs["candidate_labels"][label],
+                "label": outputs["labels"]["names"][label],
                 "box": self._get_bounding_box(box),
             }
             for score, label, box in zip(found["scores"].tolist(), found["labels"].tolist(), found["boxes"])
         ]
 
 
-class ImageCaptioningPipeline(_SavesFolder):
+class ImageCaptioningPipeline(FolderPipeline):
     """Caption images: ``pipeline("image-captioning", model=folder)("photo.jpg")``.
 
     Args of a call: an image (path, URL, PIL image), a list, a generator or a dataset of them;
@@ -221,103 +268,3 @@ class ImageCaptioningPipeline(_SavesFolder):
         """Decode the captions of one image."""
         texts = self.processor.post_process_image_text_to_text(model_outputs["sequences"][0])
         return [{"generated_text": text.strip()} for text in texts]
-
-
-class ImageTextRetrievalPipeline(_SavesFolder):
-    """Index images once, then find them by text or by image.
-
-    ```
-    search = pipeline("image-text-retrieval", model=folder)
-    search.build_index("photos/")
-    search.index.save("photos.safetensors")
-    search("a red ball on the left", top_k=3)  # [{"score": 0.31, "image": "photos/7.jpg"}, ...]
-    ```
-
-    Args of a call: a query, a list, a generator or a dataset of queries; ``top_k``, how many images
-    to find (5). A string is always a text; an image is a PIL image or a ``pathlib.Path``.
-
-    Returns for each query a list of ``{"score": cosine, "image": name}``, by descending score.
-    """
-
-    _load_processor = True
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_tokenizer = False
-
-    index: ImageIndex | None = None
-
-    def build_index(
-        self, source: str | Path | Iterable[str | Path], batch_size: int = 1, progress: bool = True
-    ) -> ImageIndex:
-        """Embed images; from now on calls search in them.
-
-        Args:
-            source: A folder, searched with its subfolders, or image files.
-            batch_size: Images at a time; more than one needs a processor with a ``pad_size``.
-            progress: Show a progress bar.
-
-        Returns:
-            The index, which is also kept as ``self.index``.
-
-        Raises:
-            ValueError: If there is no image, or one cannot be read.
-        """
-        files = list_images(source)
-        found = super().__call__((file for file in files), batch_size=batch_size, embed_only=True)
-        embeddings = stack_embeddings(tqdm(found, total=len(files), desc="Index images", disable=not progress))
-        self.index = ImageIndex([str(file) for file in files], embeddings)
-        return self.index
-
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Search, see the class.
-
-        Args:
-            inputs: Queries.
-            **kwargs: ``top_k``, ``batch_size``, ``num_workers``.
-
-        Returns:
-            The images found for each query.
-
-        Raises:
-            ValueError: If there is no index.
-        """
-        self._searched_index()
-        return super().__call__(inputs, **kwargs)
-
-    def _searched_index(self) -> ImageIndex:
-        if self.index is None:
-            raise ValueError(
-                "There must be an index to search in, got none. Call `build_index(folder)` or set "
-                "`index` to a saved one."
-            )
-        return self.index
-
-    def _sanitize_parameters(
-        self, top_k: int | None = None, embed_only: bool | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        given = {"top_k": top_k, "embed_only": embed_only}
-        return {}, {}, {name: value for name, value in given.items() if value is not None}
-
-    def preprocess(self, query: str | Path | Image.Image) -> BatchFeature:
-        """Prepare a text or an image."""
-        if isinstance(query, str):
-            return self.processor(text=[query], return_tensors="pt")
-        return self.processor(images=query, return_tensors="pt").to(dtype=self.dtype)
-
-    def _forward(self, model_inputs: BatchFeature) -> dict[str, Tensor]:
-        is_image = "pixel_values" in model_inputs
-        embed = self.model.get_image_features if is_image else self.model.get_text_features
-        return {"embedding": embed(**model_inputs).pooler_output}
-
-    def postprocess(
-        self, model_outputs: dict[str, Tensor], top_k: int = 5, embed_only: bool = False
-    ) -> Tensor | list[dict[str, Any]]:
-        """Search with one embedding, or only return it, ``(1, D)``."""
-        if embed_only:
-            return model_outputs["embedding"]
-        index = self._searched_index()
-        scores, positions = index.search(model_outputs["embedding"], top_k)
-        return [
-            {"score": score, "image": index.names[position]}
-            for score, position in zip(scores[0].tolist(), positions[0].tolist())
-        ]

@@ -51,10 +51,9 @@ def select_detections(
     detections = []
     for i, logits in enumerate(outputs.logits):
         probabilities = logits.float().sigmoid().flatten()  # (queries * classes,)
-        count = probabilities.numel()
-        scores, pairs = probabilities.topk(count if top_k is None else min(top_k, count))
-        keep = scores > threshold
-        scores, pairs = scores[keep], pairs[keep]
+        pairs = (probabilities > threshold).nonzero().flatten()  # before sorting: a thousand labels make many pairs
+        pairs = pairs[probabilities[pairs].argsort(descending=True, stable=True)[:top_k]]
+        scores = probabilities[pairs]
         num_classes = max(logits.shape[-1], 1)
         queries = pairs // num_classes
         boxes = cxcywh_to_xyxy(outputs.pred_boxes[i].float()[queries]).clamp(0, 1)

@@ -96,3 +96,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Fields of `UniPerceiverV2Config` by preset."""
+
+PRETRAINED_PARTS: dict[str, dict[str, str]] = {
+    "tiny": {"backbone": "timm/tf_efficientnet_lite0.in1k"},
+    "resnet50": {"backbone": "timm/resnet50.tv_in1k", "text_encoder": "FacebookAI/roberta-base"},
+    "swin-base": {
+        "backbone": "microsoft/swin-base-patch4-window12-384-in22k",
+        "text_encoder": "FacebookAI/roberta-base",
+    },
+    "swin-large": {
+        "backbone": "microsoft/swin-large-patch4-window12-384-in22k",
+        "text_encoder": "FacebookAI/roberta-base",
+    },
+}
+"""Hub ids of the pretrained parts that fit each preset: the paper's backbones (its Swin-Large was trained on
+Objects365 as well) and text encoder. All other parts start from random weights."""

@@ -1,5 +1,7 @@
 """What all model classes share with transformers: config, initialisation, attention."""
 
+from typing import Any, Self
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -8,6 +10,8 @@ from .conditional_moe import ExpertLinear
 from .configuration_upv2 import UniPerceiverV2Config
 from .image_encoder import ImageEncoder
 from .image_tokens import AttentionPools
+from .pretrained_parts import build_from_parts
+from .unified_decoder import UnifiedDecoderLayer, UniPerceiverV2Attention
 
 _PACKAGE = __name__.rpartition(".")[0] + "."
 
@@ -23,12 +27,45 @@ class UniPerceiverV2PreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": UnifiedDecoderLayer, "attentions": UniPerceiverV2Attention}
     _no_split_modules = [
         "UnifiedDecoderLayer",
         "ProposalEncoderLayer",
         "ProposalDecoderLayer",
         "RobertaLayer",
     ]
+
+    @classmethod
+    def from_pretrained_parts(
+        cls,
+        backbone: Any = None,
+        text_encoder: Any = None,
+        proposal_network: Any = None,
+        config: UniPerceiverV2Config | None = None,
+    ) -> Self:
+        """Put a model together from pretrained parts; what no part gives is newly initialized, and all is logged.
+
+        Each part is a Hub id, a local folder or an object, and may be a whole Uni-Perceiver v2, of which the part is
+        taken. A part with a config of its own (all but bare weights) brings its sizes, and a text encoder its
+        special ids: they replace those of ``config``.
+
+        Args:
+            backbone: A backbone of transformers or timm with maps at strides 4, 8, 16 and 32; or bare weights of
+                the backbone that ``config`` names: a checkpoint file (MoCo v2's as well), a module, a state dict.
+            text_encoder: RoBERTa, BERT or a model with the same layers, of any width.
+            proposal_network: Of a saved Uni-Perceiver v2, such as ``scripts/convert_maskdino.py`` makes from a
+                Mask DINO checkpoint, or a `ProposalNetwork`.
+            config: All that the parts do not say; None: the config's defaults.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            ValueError: If a part does not fit; both sides' sizes are named.
+        """
+        parts = {"backbone": backbone, "text_encoder": text_encoder, "proposal_network": proposal_network}
+        given = {name: source for name, source in parts.items() if source is not None}
+        return build_from_parts(cls, config, given)  # type: ignore[return-value]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

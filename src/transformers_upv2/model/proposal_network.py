@@ -10,6 +10,7 @@ here knows of padding: each image is its own canvas.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class ProposalSettings:
     num_queries: int = 300
     num_classes: int = 1
     """1 = foreground."""
-    initial_box: str = "mask2box"
+    initial_box: Literal["mask2box", "bitmask"] = "mask2box"
     """Box around a query's first mask: ``"mask2box"`` or ``"bitmask"``."""
     dn_number: int = 100
     """Largest number of denoising queries; 0 = none."""
@@ -90,6 +91,7 @@ class ProposalNetwork(nn.Module):
             loss: Weights and sampling of the losses.
         """
         super().__init__()
+        self.feature_channels = tuple(feature_channels)
         self.settings = settings or ProposalSettings()
         self.loss_settings = loss or ProposalLossSettings()
         sizes = self.settings

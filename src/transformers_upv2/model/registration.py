@@ -38,12 +38,12 @@ from .modeling_tasks_upv2 import (
 from .modeling_upv2 import UniPerceiverV2Model
 from .pipelines_upv2 import (
     ImageCaptioningPipeline,
-    ImageTextRetrievalPipeline,
     UniPerceiverV2ImageTextToTextPipeline,
     UniPerceiverV2ObjectDetectionPipeline,
     UniPerceiverV2ZeroShotObjectDetectionPipeline,
 )
 from .processing_upv2 import UniPerceiverV2Processor
+from .retrieval_pipeline_upv2 import ImageTextRetrievalPipeline
 
 MODELS = {
     AutoModel: UniPerceiverV2Model,

@@ -4,7 +4,7 @@ Each function takes the base model, so the task classes and the multi-task class
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ from .outputs import (
 from .proposal_query_decoder import predict_masks
 from .tasks import TASKS, TemperatureFamily
 
+Output = TypeVar("Output", bound=TaskOutput)
+
 
 def classification(
     model: UniPerceiverV2Model,
@@ -50,7 +52,7 @@ def classification(
     output = ImageClassificationOutput(logits=logits, image_encoding=encoding)
     if labels is not None:
         loss = label_loss(logits, labels, model.config.label_smoothing)
-        _add_loss(output, loss, {"loss_label": loss})
+        return _with_loss(output, loss, {"loss_label": loss})
     return output
 
 
@@ -71,7 +73,7 @@ def detection(
         terms = region_losses(model.config.detection_score, logits, training.region_labels)
         config = model.config
         loss = config.proposal_loss_weight * training.loss + config.region_loss_weight * sum(terms.values())
-        _add_loss(output, loss, {**terms, **training.terms})
+        return _with_loss(output, loss, {**terms, **training.terms})
     return output
 
 
@@ -90,12 +92,10 @@ def captioning(
     seen = match_texts(encoding, len(input_ids))
     positions = model.text_encoder.position_ids(attention_mask)
     layout = training_layout(input_ids, attention_mask, positions, model.config.mask_token_id)
-    slots = model.decode_caption(layout, seen, prefix_mask(seen), step_seed=step_seed)  # (batch, slots, D)
+    slots = model.decode_caption(layout, seen.tokens, prefix_mask(seen), step_seed=step_seed)  # (batch, slots, D)
     asked = attention_mask[:, 1:].bool()
     loss = _word_loss(model, slots[asked], input_ids[:, 1:][asked], step_seed)
-    output = VocabularyOutput(image_encoding=encoding)
-    _add_loss(output, loss, {"loss_word": loss})
-    return output
+    return _with_loss(VocabularyOutput(image_encoding=encoding), loss, {"loss_word": loss})
 
 
 def retrieval(
@@ -112,13 +112,13 @@ def retrieval(
     task = TASKS["retrieval"]
     encoding, _ = perceive(model, pixel_values, pixel_mask, image_encoding)
     images = model.decode_image(encoding, task.input_routes[0], step_seed)[:, 0]
-    texts = model.decode_text(input_ids, attention_mask, task.candidate_route, step_seed)[:, 0]
+    texts = model.encode_candidates(input_ids, attention_mask, task.candidate_route, step_seed)
     output = image_text_output(model, encoding, images, texts, task.temperature)
     if len(images) == len(texts):
         scale = model.likelihood.logit_scale(task.temperature)
         loss = pair_loss(images, texts, scale, model.config.label_smoothing)
-        _add_loss(output, loss, {"loss_pair": loss})
-    elif model.training:
+        return _with_loss(output, loss, {"loss_pair": loss})
+    if model.training:
         raise ValueError(
             f"Training needs one caption for each image, got {len(images)} images and {len(texts)} captions."
         )
@@ -133,15 +133,7 @@ def language_modeling(
     step_seed: int | None = None,
 ) -> VocabularyOutput:
     """Restore the masked words of a text."""
-    route = TASKS["language_modeling"].input_routes[0]
-    if model.training:
-        model.likelihood.clamp_()
-    embeddings = model.decode_text(input_ids, attention_mask, route, step_seed)[:, 1:]
-    asked = labels != -100
-    loss = _word_loss(model, embeddings[asked], labels[asked], step_seed)
-    output = VocabularyOutput()
-    _add_loss(output, loss, {"loss_word": loss})
-    return output
+    return restore_words(model, embed_words(model, input_ids, attention_mask, step_seed), labels, step_seed)
 
 
 TASK_FORWARD: dict[str, Callable[..., TaskOutput]] = {
@@ -267,6 +259,24 @@ def vocabulary_logits(model: UniPerceiverV2Model, embeddings: Tensor) -> Tensor:
     return logits.index_copy(-1, model.vocabulary_ids(), scores)
 
 
+def embed_words(
+    model: UniPerceiverV2Model, input_ids: Tensor, attention_mask: Tensor, step_seed: int | None = None
+) -> Tensor:
+    """Embed every position of a text ``(batch, tokens)`` to compare it with words, ``(batch, tokens, D)``."""
+    return model.decode_text(input_ids, attention_mask, TASKS["language_modeling"].input_routes[0], step_seed)[:, 1:]
+
+
+def restore_words(
+    model: UniPerceiverV2Model, embeddings: Tensor, labels: Tensor, step_seed: int | None = None
+) -> VocabularyOutput:
+    """Compare positions ``(batch, tokens, D)`` with the words that were there, -100 where not asked."""
+    if model.training:
+        model.likelihood.clamp_()
+    asked = labels != -100
+    loss = _word_loss(model, embeddings[asked], labels[asked], step_seed)
+    return _with_loss(VocabularyOutput(), loss, {"loss_word": loss})
+
+
 def prefix_mask(encoding: ImageEncoding) -> Tensor:
     """True for [SPE] and for real image tokens, ``(batch, 1 + image tokens)``."""
     return torch.nn.functional.pad(encoding.token_mask, (1, 0), value=True)
@@ -309,6 +319,7 @@ def gather_words(answers: Tensor, vocab_size: int) -> Tensor:
     return true_on_any_rank(present)
 
 
-def _add_loss(output: TaskOutput, loss: Tensor, terms: dict[str, Tensor]) -> None:
-    output.loss = loss
-    output.loss_terms = {name: term.detach() for name, term in terms.items()}
+def _with_loss(output: Output, loss: Tensor, terms: dict[str, Tensor]) -> Output:
+    """Put the loss first, as transformers does."""
+    detached = {name: term.detach() for name, term in terms.items()}
+    return type(output)(loss=loss, loss_terms=detached, **output)

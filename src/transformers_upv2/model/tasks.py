@@ -2,8 +2,12 @@
 
 Reference: Uni-Perceiver v2, section 3 (https://arxiv.org/abs/2211.09808); the routing attributes follow
 Uni-Perceiver-MoE (https://arxiv.org/abs/2206.04674). A new task is a new row here, a reader and an evaluator.
+
+Not stated in the paper, chosen here: detection is routed like classification, as an image whose target is text; the
+names of the bits are inferred from the attribute table of Uni-Perceiver-MoE's code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -125,3 +129,19 @@ def get_task(name: str) -> Task:
     if name not in TASKS:
         raise ValueError(f"`task` must be one of {sorted(TASKS)}, got {name!r}.")
     return TASKS[name]
+
+
+def routes_of(tasks: Sequence[str] | None = None) -> list[str]:
+    """List the routes that tasks use, each once.
+
+    Args:
+        tasks: Keys of ``TASKS``; None: all.
+
+    Returns:
+        Keys of ``ROUTES``.
+
+    Raises:
+        ValueError: If there is no such task.
+    """
+    names = list(TASKS) if tasks is None else tasks
+    return list(dict.fromkeys(route for name in names for route in get_task(name).routes))

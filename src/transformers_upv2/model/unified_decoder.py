@@ -1,7 +1,7 @@
 """The unified decoder g: one modality-agnostic Transformer for every input and every candidate.
 
-Reference: Uni-Perceiver v2, section 4.2 (https://arxiv.org/abs/2211.09808): BERT-base with six layers, randomly
-initialised, a learned [SPE] token before every sequence.
+Reference: Uni-Perceiver v2, sections 4.3 and 5.2 (https://arxiv.org/abs/2211.09808): BERT-base with six layers,
+randomly initialised, a learned [SPE] token before every sequence.
 
 Not stated in the paper, chosen here: pre-LN, GELU and drop path (inherited from Uni-Perceiver); a learned type
 embedding for each kind of token.
@@ -19,6 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import attend, extend_cache, split_heads
 from .conditional_moe import ConditionalFeedForward, TokenGroup
 from .configuration_upv2 import UniPerceiverV2DecoderConfig
+
+ALL = slice(None)
+"""All tokens of a sequence."""
 
 
 def drop_path(states: Tensor, probability: float, training: bool) -> Tensor:
@@ -42,13 +45,17 @@ class UniPerceiverV2Attention(nn.Module):
         self.qkv_projection = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.output_projection = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None, num_kept: int) -> Tensor:
-        """Attend; the shapes are those of ``UnifiedDecoder.forward``."""
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor | None, cache: Cache | None, num_kept: int, read: slice
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend; the shapes are those of ``UnifiedDecoder.forward`` and `attend`, the tokens those of ``read``."""
         query, key, value = (
             split_heads(states, self.num_heads) for states in self.qkv_projection(hidden_states).chunk(3, dim=-1)
         )
         key, value = extend_cache(cache, self.cache_index, key, value, num_kept)
-        return self.output_projection(attend(self, query, key, value, mask, dropout=0.0))
+        mask = None if mask is None else mask[:, :, read]
+        states, weights = attend(self, query[:, :, read], key, value, mask, dropout=0.0)
+        return self.output_projection(states), weights
 
 
 class UnifiedDecoderLayer(GradientCheckpointingLayer):
@@ -76,10 +83,11 @@ class UnifiedDecoderLayer(GradientCheckpointingLayer):
         gate_seeds: Sequence[int] | None = None,
         cache: Cache | None = None,
         num_kept: int = 0,
+        read: slice = ALL,
     ) -> Tensor:
-        """Run one layer; the shapes are those of ``UnifiedDecoder.forward``."""
-        states = self.attention(self.attention_norm(hidden_states), mask, cache, num_kept)
-        hidden_states = hidden_states + drop_path(states, self.drop_path, self.training)
+        """Run one layer; the shapes are those of ``UnifiedDecoder.forward``, the groups those of ``read``."""
+        states, _ = self.attention(self.attention_norm(hidden_states), mask, cache, num_kept, read)
+        hidden_states = hidden_states[:, read] + drop_path(states, self.drop_path, self.training)
         # made here from seeds, so that a checkpointed layer draws the same noise again
         generators = [torch.Generator().manual_seed(seed) for seed in gate_seeds or ()]
         states = self.feed_forward(self.feed_forward_norm(hidden_states), groups, generators)
@@ -109,6 +117,7 @@ class UnifiedDecoder(nn.Module):
         step_seed: int | None = None,
         cache: Cache | None = None,
         num_kept: int = 0,
+        read: slice = ALL,
     ) -> Tensor:
         """Run all layers.
 
@@ -119,21 +128,45 @@ class UnifiedDecoder(nn.Module):
             step_seed: Seed of this training step, equal on all ranks: gate noise is drawn per (step, layer, route).
             cache: Keys and values of earlier tokens; the first ``num_kept`` of these tokens are added.
             num_kept: Tokens that later calls may attend to.
+            read: Neighbouring tokens whose outputs are read; the last layer computes no others.
 
         Returns:
-            ``(batch, tokens, D)``, before the final LayerNorm.
+            ``(batch, tokens read, D)``, before the final LayerNorm.
         """
         for index, layer in enumerate(self.layers):
+            layer_read = ALL
+            if index + 1 == len(self.layers):
+                groups, layer_read = _groups_of(groups, read), read
             seeds = None
             if self.training and step_seed is not None:
                 seeds = [_gate_seed(step_seed, index, group.route) for group in groups]
-            hidden_states = layer(hidden_states, mask, groups, seeds, cache, num_kept)
+            hidden_states = layer(hidden_states, mask, groups, seeds, cache, num_kept, layer_read)
         return hidden_states
 
     def merge_experts(self, routes: Sequence[str]) -> None:
         """Replace the experts of every layer by one dense network for each route, in place."""
         for layer in self.layers:
             layer.feed_forward = layer.feed_forward.merge(routes)
+
+
+def _groups_of(groups: Sequence[TokenGroup], read: slice) -> list[TokenGroup]:
+    """Cut groups down to neighbouring tokens."""
+    total = sum(group.length for group in groups)
+    # by hand, since `slice.indices` would make a number of a traced length
+    start, stop = read.start or 0, total if read.stop is None else read.stop
+    start, stop = (position + total if position < 0 else position for position in (start, stop))
+    parts, begin = [], 0
+    for group in groups:
+        end = begin + group.length
+        first, last = begin, end
+        if first < start:  # `max` of a traced length would stay a formula
+            first = start
+        if last > stop:
+            last = stop
+        if last > first:
+            parts.append(TokenGroup(group.route, last - first))
+        begin = end
+    return parts
 
 
 def _gate_seed(step_seed: int, layer: int, route: str) -> int:

@@ -1,5 +1,6 @@
 """What a person can read about every task while a multi-task run goes on."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -36,9 +37,13 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._statistics: dict[str, dict[str, float]] = {}
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._tasks_of_step: set[str] = set()
+        self._last_time = time.perf_counter()
 
     def add_losses(self, task: str, loss: Tensor, loss_terms: Mapping[str, Tensor]) -> None:
         """Note the loss of a batch and its terms; the numbers are read at the next logging step."""
+        self._tasks_of_step.add(task)
         terms = {name.removeprefix("loss_"): term for name, term in loss_terms.items()}
         values = {f"loss/{task}": loss} | {f"loss/{task}/{k}": v for k, v in terms.items()}
         for name, value in values.items():
@@ -56,7 +61,10 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         self._new_replaced = []
 
     def collect(self) -> dict[str, float]:
-        """Return the mean losses since the last call; to be called on all ranks."""
+        """Return the mean losses and the time shares since the last call; to be called on all ranks.
+
+        A task's time share is that of its updates, the loading of their data included, on this rank.
+        """
         own = {k: (value.item(), self._counts[k]) for k, value in self._sums.items()}
         self._sums, self._counts = {}, defaultdict(int)
         totals: dict[str, list[float]] = {}
@@ -69,7 +77,9 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         counts: dict[str, int] = defaultdict(int)
         for task, _, times in self.replaced.values():
             counts[f"replaced_samples/{task}"] += times
-        return {name: value / number for name, (value, number) in sorted(totals.items())} | counts
+        seconds, self._seconds = self._seconds, defaultdict(float)
+        shares = {f"time_share/{task}": value / sum(seconds.values()) for task, value in seconds.items()}
+        return {name: value / number for name, (value, number) in sorted(totals.items())} | counts | shares
 
     def collect_steps(
         self, statistics: Mapping[str, Mapping[str, float]], with_norms: bool = True
@@ -105,6 +115,17 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         saved = callbacks.get(type(self).__name__, self.state())
         self.replaced = dict(saved["attributes"]["replaced"])
         self.collect_steps(kwargs["optimizer"].param_groups[0].get("task_statistics", {}))
+        self._last_time = time.perf_counter()
+
+    @override
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Count the time since the last update for the tasks of this one, in equal parts."""
+        now = time.perf_counter()
+        for task in self._tasks_of_step:
+            self._seconds[task] += (now - self._last_time) / len(self._tasks_of_step)
+        self._tasks_of_step, self._last_time = set(), now
 
     @override
     def on_train_end(

@@ -8,6 +8,7 @@ import torch
 from transformers import ProcessorMixin
 
 from transformers_upv2.data.masking import IGNORED_LABEL, MaskingVocabulary, mask_whole_words
+from transformers_upv2.model.image_encoding import ImageEncoding
 from transformers_upv2.training.seeding import seed_from
 
 Example = dict[str, Any]
@@ -65,7 +66,13 @@ class UniPerceiverV2Collator:
         return {**batch, "replaced": replaced} if replaced else batch
 
     def encode_images(self, examples: Sequence[Example], annotations: list[dict[str, Any]] | None = None) -> Batch:
-        """Return ``pixel_values``, ``pixel_mask`` and, with annotations, ``labels``."""
+        """Return ``pixel_values``, ``pixel_mask`` and, with annotations, ``labels``.
+
+        Examples may carry an ``"image_encoding"`` instead of an ``"image"``: perceived once by a frozen image encoder,
+        they cost nothing but the unified decoder. Then that is what is returned.
+        """
+        if "image_encoding" in examples[0]:
+            return {"image_encoding": ImageEncoding.cat([example["image_encoding"] for example in examples])}
         encoded = self.processor.image_processor(
             images=[example["image"] for example in examples],
             annotations=annotations,

@@ -127,6 +127,9 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._is_asked_for_state():
+            self._moments([p for group in self.param_groups for p in group["params"] if p.requires_grad])
+            return loss
         task = self._take_task()
         norm, gradient_scale = self._raw_norm()
         statistics = self.param_groups[0]["task_statistics"][task]
@@ -145,6 +148,13 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             for chunk in _chunks(group["params"]):
                 self._update(chunk, group, factor, self.sampling_probabilities[task])
         return loss
+
+    def _is_asked_for_state(self) -> bool:
+        """Tell whether this step is that of ``torch.distributed.checkpoint``.
+
+        It makes the state of a new optimizer, which it then fills, by a step with learning rate 0.
+        """
+        return not self.state and all(group["task"] is None and group["lr"] == 0 for group in self.param_groups)
 
     def _take_task(self) -> str:
         """Read the task of this step and forget it."""

@@ -6,7 +6,7 @@ Not stated in the paper, chosen here: both are pure functions of the seed and a 
 any position can be computed without the ones before it, and nothing has to be saved to resume.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 
@@ -103,6 +103,7 @@ class DrawSampler(Sampler[list[tuple[int, int]]]):
         self.rank = rank
         self.global_batch_size = batch_size * world_size
         self.first_batch = 0
+        self._is_part = False
         self._order = lru_cache(maxsize=2)(self._draw_order)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -124,6 +125,8 @@ class DrawSampler(Sampler[list[tuple[int, int]]]):
         """
         order = self._shuffle(epoch)
         num_old = epoch * self.num_samples % self.global_batch_size
+        if self._is_part and epoch:  # of a batch, so where the batches begin is not known
+            num_old = self.global_batch_size - 1
         if num_old and self.num_samples >= 3 * self.global_batch_size:
             head = order[: 2 * self.global_batch_size]
             is_repeated = np.isin(head, self._shuffle(epoch - 1)[-num_old:])
@@ -133,6 +136,49 @@ class DrawSampler(Sampler[list[tuple[int, int]]]):
     def _shuffle(self, epoch: int) -> np.ndarray:
         generator = np.random.Generator(np.random.Philox(seed_from(self.seed, "order", self.task, epoch)))
         return generator.permutation(self.num_samples)
+
+
+class WeightedDrawSampler(DrawSampler):
+    """Batches of one task that has several data sets, from which samples are drawn by weight.
+
+    The draw decides which data set it takes, and each has its own epochs, so here too no sample is
+    drawn twice in a batch. An index counts through all data sets in a row.
+
+    Args:
+        sizes: Lengths of the data sets.
+        shares: How often each is drawn from, up to a common factor.
+        batch_size: Samples per batch and rank.
+        seed: Key of the order.
+        task: Key of the order.
+        rank: Number of this process.
+        world_size: How many processes draw together.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        shares: Sequence[float],
+        batch_size: int,
+        seed: int = 0,
+        task: str = "",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(sum(sizes), batch_size, seed, task, rank, world_size)
+        self._parts = [
+            DrawSampler(size, batch_size, seed, f"{task}/{number}", rank, world_size)
+            for number, size in enumerate(sizes)
+        ]
+        for part in self._parts:
+            part._is_part = True
+        self._starts = np.cumsum([0, *sizes])
+        shares_by_number = {str(number): share for number, share in enumerate(shares)}
+        self._choice = UnmixedTaskSampler(shares_by_number, seed_from(seed, "data set", task))
+
+    def index_at(self, draw: int) -> int:
+        """Return the sample of draw ``draw`` of the task."""
+        number = int(self._choice.task_at(draw))
+        return int(self._starts[number]) + self._parts[number].index_at(self._choice.draw_number(draw))
 
 
 def normalized_probabilities(sampling_probabilities: Mapping[str, float]) -> dict[str, float]:

@@ -6,16 +6,20 @@ the number of the update has to be saved: a resumed run does what the killed one
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, Trainer, default_data_collator
+from transformers.trainer_utils import TrainOutput
 from typing_extensions import override
 
+from transformers_upv2.data.multitask_dataset import WeightedConcat
 from transformers_upv2.training.arguments import MultiTaskTrainingArguments
 from transformers_upv2.training.callbacks import (
     TaskLogCallback,
@@ -25,13 +29,19 @@ from transformers_upv2.training.callbacks import (
 from transformers_upv2.training.checkpoints import AtomicCheckpoints
 from transformers_upv2.training.loader import (
     JoinedBatches,
+    NumberedBatches,
     SeededDataset,
+    StreamedTaskBatches,
     TaskBatches,
+    datasets_of_task,
+    load_positions,
     only_item,
+    save_positions,
 )
 from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
-from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler
+from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler, WeightedDrawSampler
 from transformers_upv2.training.seeding import seed_from, seed_global_generators
+from transformers_upv2.training.streams import PrepareExample, ShuffledStream, Stream, StreamedBatches, own_share
 
 Collator = Callable[[list[Any]], dict[str, Any]]
 
@@ -47,7 +57,8 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
             holds for ``step_seed``, a seed that is equal on all ranks and new in every micro-batch.
             ``loss_terms``, a dict of scalars in the outputs, is logged.
         args: The arguments.
-        train_dataset: The map-style data set of every task.
+        train_dataset: The data set of every task, map-style or streamed, or several as
+            ``{name: dataset}`` or ``{name: (dataset, weight)}``; see ``training/loader.py``.
         data_collators: The collator of every task, or one for all.
         eval_dataset: Data sets for evaluation, named ``"task"`` or ``"task/name"``.
         **kwargs: Further arguments of ``transformers.Trainer``.
@@ -65,7 +76,7 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         self,
         model: nn.Module,
         args: MultiTaskTrainingArguments,
-        train_dataset: Mapping[str, Dataset] | None = None,
+        train_dataset: Mapping[str, Any] | None = None,
         data_collators: Mapping[str, Collator] | Collator | None = None,
         eval_dataset: Mapping[str, Dataset] | None = None,
         **kwargs: Any,
@@ -76,6 +87,11 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
                 "DeepSpeed must be off: it clips and scales gradients by itself, before they could "
                 "be normalized per task. Use DDP or FSDP2."
             )
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
+            raise ValueError(
+                "FSDP must be of version 2: version 1 hides the parameters in flat shards, so a process cannot tell "
+                'the length of the whole gradient. Set `fsdp_config={"version": 2}`, or use DDP.'
+            )
         if args.n_gpu > 1:
             raise ValueError(
                 f"There must be one process per device, got one for {args.n_gpu} devices. Start "
@@ -84,11 +100,29 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         self.task_args = args.for_tasks(train_dataset or {}) if train_dataset else {}
         self.data_collators = data_collators or default_data_collator
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
+        self.task_streams: dict[str, StreamedTaskBatches] = {}
         self._extra_arguments = extra_arguments(self.accelerator.unwrap_model(model))
         self.add_callback(TaskLogCallback)
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(TaskProgressCallback)
+
+    @override
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as ``transformers.Trainer`` does.
+
+        Raises:
+            RuntimeError: If a loader worker dies.
+        """
+        try:
+            return super().train(*args, **kwargs)
+        except RuntimeError as error:
+            if not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
+                raise
+            raise RuntimeError(
+                f"Every loader worker must live until the end, got: {error} A killed one has most often run out of "
+                "memory: lower `num_workers` or `batch_sizes`, and go on with `resume_from_checkpoint=True`."
+            ) from error
 
     @property
     def task_log(self) -> TaskLogCallback:
@@ -111,8 +145,12 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         return self.data_collators[task]
 
     def drawn_dataset(self, task: str, dataset: Dataset) -> Dataset:
-        """Return the data set as one that is read by ``(index, draw)``."""
+        """Return a map-style data set as one that is read by ``(index, draw)``."""
         return SeededDataset(dataset, self.data_seed, task)
+
+    def example_preparation(self, task: str) -> PrepareExample | None:  # noqa: ARG002  # for those that override
+        """Return what is done with every example of a stream, as a function of it and its draw."""
+        return None
 
     def get_train_dataloader(self) -> DataLoader:
         """Join the loaders of all tasks.
@@ -128,29 +166,61 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
                 f"epoch, got {self.args.max_steps}."
             )
         batches = {task: self._task_batches(task) for task in self.task_args}
+        self.task_streams = {task: b for task, b in batches.items() if isinstance(b, StreamedTaskBatches)}
         probabilities = {task: a.sampling_probability for task, a in self.task_args.items()}
         sampler = UnmixedTaskSampler(probabilities, self.data_seed) if self.args.sampling == "unmixed" else None
         joined = JoinedBatches(batches, sampler, self.args.max_steps, self.args.gradient_accumulation_steps)
         # Not prepared by accelerate: every rank already reads its own share of one task.
         return DataLoader(joined, batch_size=1, collate_fn=only_item)
 
-    def _task_batches(self, task: str) -> TaskBatches:
-        dataset = self.drawn_dataset(task, self.train_dataset[task])
+    def _task_batches(self, task: str) -> NumberedBatches:
+        datasets, weights = datasets_of_task(self.train_dataset[task], task)
         arguments = self.task_args[task]
-        sampler = DrawSampler(
-            len(dataset),  # type: ignore[arg-type]
-            arguments.batch_size,
-            self.data_seed,
-            task,
-            self.args.process_index,
-            self.args.world_size,
-        )
+        ranks = (self.args.process_index, self.args.world_size)
         options = {
             "num_workers": arguments.num_workers,
             "pin_memory": self.args.dataloader_pin_memory and torch.cuda.is_available(),
             "prefetch_factor": self.args.dataloader_prefetch_factor if arguments.num_workers else None,
         }
-        return TaskBatches(dataset, sampler, self.collator_for(task), options)
+        if any(isinstance(dataset, Stream) for dataset in datasets):
+            streams = [d if isinstance(d, Stream) else ShuffledStream(d, self.data_seed) for d in datasets]
+            return StreamedTaskBatches(
+                StreamedBatches(
+                    [own_share(stream, task, ranks, arguments.num_workers) for stream in streams],
+                    weights or [1.0],
+                    arguments.batch_size,
+                    self.collator_for(task),
+                    self.example_preparation(task),
+                    seed=self.data_seed,
+                    task=task,
+                    ranks=ranks,
+                    max_bad_samples=self.args.max_bad_samples,
+                ),
+                options,
+            )
+        key = (arguments.batch_size, self.data_seed, task, *ranks)
+        if len(datasets) == 1:
+            dataset, sampler = datasets[0], DrawSampler(len(datasets[0]), *key)
+        else:
+            dataset = WeightedConcat(datasets, weights)
+            sampler = WeightedDrawSampler(dataset.sizes, dataset.shares, *key)
+        return TaskBatches(self.drawn_dataset(task, dataset), sampler, self.collator_for(task), options)
+
+    @override
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Save the positions of this rank's streams as well."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        save_positions(self.task_streams, self._positions_file(output_dir))
+
+    @override
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Go on reading the streams where the checkpoint's run was."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_positions(self.task_streams, self._positions_file(checkpoint))
+
+    def _positions_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint) / f"streams-{self.args.process_index}-of-{self.args.world_size}.pt"
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer over all trainable parameters."""
@@ -247,6 +317,7 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
             logs |= self.task_log.collect()
             statistics = self.optimizer.param_groups[0].get("task_statistics", {})
             logs |= self.task_log.collect_steps(statistics, self.args.max_grad_norm == 0)
+            logs |= self._samples_seen(statistics)
             if len(self.task_log.replaced) > self.args.max_bad_samples:
                 raise RuntimeError(
                     f"At most `max_bad_samples` = {self.args.max_bad_samples} samples may be bad. "
@@ -254,6 +325,17 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
                     f"{describe_replaced(self.task_log.replaced)}"
                 )
         super().log(logs, start_time)
+
+    def _samples_seen(self, statistics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        """Return how many samples of each task all ranks have seen, those of skipped steps included."""
+        per_update = self.args.gradient_accumulation_steps * self.args.world_size
+        seen = {}
+        for task, arguments in self.task_args.items():
+            counts = statistics.get(MIXED if self.args.sampling == "mixed" else task)
+            if counts is not None:
+                updates = counts["steps"] + counts["skipped_steps"]
+                seen[f"samples/{task}"] = updates * arguments.batch_size * per_update
+        return seen
 
     def evaluate(  # type: ignore[override]  # data sets have names here
         self,

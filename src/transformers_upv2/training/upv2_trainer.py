@@ -1,18 +1,19 @@
 """UniPerceiverV2Trainer: the multi-task Trainer with our data sets, collators and evaluators."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 from typing_extensions import override
 
-from transformers_upv2.data.multitask_dataset import TaskDataset, Transform, WeightedConcat
+from transformers_upv2.data.multitask_dataset import TaskDataset, Transform, prepare_example
 from transformers_upv2.model.tasks import get_task
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 from transformers_upv2.training.collator import UniPerceiverV2Collator
+from transformers_upv2.training.streams import PrepareExample
 from transformers_upv2.training.trainer import MultiTaskTrainer
 
 EvaluatorCall = Callable[..., dict[str, float]]
@@ -24,11 +25,12 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
     Args:
         model: The model.
         args: The arguments.
-        train_dataset: For every task a reader's data set, or several as
-            ``{name: (dataset, weight)}``, drawn in proportion to the weights.
+        train_dataset: For every task a reader's data set, map-style or streamed, or several as
+            ``{name: dataset}`` or ``{name: (dataset, weight)}``, drawn in proportion to the
+            weights, by default to the root of the size.
         eval_dataset: Data sets named ``"task"`` or ``"task/name"``, such as
             ``"retrieval/flickr30k"``.
-        evaluators: The evaluator of every task that is evaluated.
+        evaluators: The evaluator of every task that is evaluated; it is called on every process.
         processing_class: The processor; it is saved with the model.
         transforms: Augmentation of each task, called as ``transform(example, rng)``.
         **kwargs: Further arguments of ``transformers.Trainer``.
@@ -79,9 +81,6 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
 
     @override
     def drawn_dataset(self, task: str, dataset: Any) -> Dataset:
-        if isinstance(dataset, Mapping):
-            datasets, weights = zip(*dataset.values(), strict=True)
-            dataset = WeightedConcat(datasets, weights)
         return TaskDataset(
             dataset,
             task,
@@ -91,27 +90,27 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
         )
 
     @override
+    def example_preparation(self, task: str) -> PrepareExample:
+        return partial(prepare_example, seed=self.data_seed, task=task, transform=self.transforms.get(task))
+
+    @override
     def evaluate_task(
         self, task: str, dataset: Dataset, prefix: str, ignore_keys: list[str] | None = None
     ) -> dict[str, float]:
-        """Evaluate on one data set with the task's evaluator, on the first process for all."""
+        """Evaluate on one data set; the evaluator is called on every process and answers for the whole."""
         if task not in self.evaluators:
             raise ValueError(
                 f"`evaluators` must have an entry for every task in `eval_dataset`, none for {task!r}, "
                 f"only for {sorted(self.evaluators)}."
             )
-        results: list[dict[str, float] | None] = [None]
-        if self.is_world_process_zero():
-            results[0] = self.evaluators[task](
-                self.model,
-                self.processing_class,
-                dataset,
-                batch_size=self.args.per_device_eval_batch_size,
-                progress=not self.args.disable_tqdm,
-            )
-        if dist.is_initialized():
-            dist.broadcast_object_list(results)
-        metrics = {f"{prefix}/{name}": value for name, value in (results[0] or {}).items()}
+        results = self.evaluators[task](
+            self.model,
+            self.processing_class,
+            dataset,
+            batch_size=self.args.per_device_eval_batch_size,
+            progress=not self.args.disable_tqdm,
+        )
+        metrics = {f"{prefix}/{name}": value for name, value in results.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

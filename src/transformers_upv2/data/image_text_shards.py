@@ -1,0 +1,172 @@
+"""Stream images with captions from tar shards (webdataset) and parquet files.
+
+Formats: https://github.com/webdataset/webdataset (files of one example share their name up to the first dot, such as
+``000123.jpg`` and ``000123.txt``), and parquet with a column of images and one of texts, as `datasets` and img2dataset
+write them.
+"""
+
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from glob import glob
+from pathlib import PurePath
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow
+import pyarrow.parquet
+
+from transformers_upv2.data.examples import CaptionExample, DataError, load_image
+
+Row = dict[str, Any]
+
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "image")
+TEXT_FIELDS = ("txt", "caption", "captions", "text")
+ID_FIELDS = ("__key__", "image_id", "key", "id")
+PARQUET_ROWS = 32
+
+
+class ImageTextShards:
+    """Images with captions from shards that are never whole in memory.
+
+    It reads in order, through ``datasets.IterableDataset``: ranks and loader workers read different shards, a later
+    epoch reads them in another order, and ``state_dict`` says where to go on. Examples of one shard come as they were
+    written, so they should be written in random order. A bad example is yielded as a ``DataError``, for a stream that
+    has raised is over; so is the rest of a shard that breaks off.
+
+    Attributes:
+        files: The shards.
+    """
+
+    def __init__(self, files: str | Sequence[str]) -> None:
+        """List the shards.
+
+        Args:
+            files: Paths or addresses that fsspec opens, ending in ``.tar`` or ``.parquet``; or one pattern such as
+                ``"cc3m/*.tar"``.
+
+        Raises:
+            DataError: If there is none, or one ends differently.
+        """
+        self.files = sorted(glob(files)) or [files] if isinstance(files, str) else [str(file) for file in files]
+        for file in self.files:
+            if PurePath(file).suffix not in READERS or "*" in file:
+                raise DataError(f"`files` must be existing shards that end in one of {sorted(READERS)}, got {file!r}.")
+        if not self.files:
+            raise DataError("`files` must name at least one shard, got none.")
+        self._rows = datasets.IterableDataset.from_generator(read_shards, gen_kwargs={"files": self.files})
+
+    @property
+    def num_shards(self) -> int:
+        """Into how many parts it can be divided."""
+        return len(self.files)
+
+    def shard(self, num_shards: int, index: int) -> "ImageTextShards":
+        """Return part ``index`` of ``num_shards`` disjoint ones."""
+        return ImageTextShards(self.files[index::num_shards])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the shards."""
+        self._rows.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position behind the example yielded last."""
+        return self._rows.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next iteration begin at a position of the chosen epoch."""
+        self._rows.load_state_dict(state_dict)
+
+    def __iter__(self) -> Iterator[CaptionExample | DataError]:
+        """Yield the examples of an epoch, those of one worker in a loader's worker."""
+        for row in self._rows:
+            try:
+                yield read_row(row)
+            except DataError as error:
+                yield error
+
+
+def read_shards(files: Sequence[str]) -> Iterator[Row]:
+    """Yield the undecoded rows of all shards; a shard that breaks off ends with a row that has an ``error``."""
+    for file in files:
+        try:
+            yield from READERS[PurePath(file).suffix](file)
+        except (OSError, tarfile.TarError, pyarrow.ArrowException) as error:
+            yield {"where": file, "error": f"{file}: the shard must be readable to its end, but got: {error}."}
+
+
+def read_tar(file: str) -> Iterator[Row]:
+    """Yield ``{extension: bytes}`` for every group of files with one name."""
+    row: Row = {}
+    with fsspec.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            folder, _, name = member.name.rpartition("/")
+            stem, _, field = name.partition(".")
+            key = f"{folder}/{stem}" if folder else stem
+            if row and row["__key__"] != key:
+                yield row
+                row = {}
+            content = archive.extractfile(member)
+            row |= {"__key__": key, "where": f"{file}: {key}", field.lower(): content.read() if content else b""}
+    if row:
+        yield row
+
+
+def read_parquet(file: str) -> Iterator[Row]:
+    """Yield the rows of a parquet file, a few at a time."""
+    with fsspec.open(file, "rb") as stream:
+        number = 0
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=PARQUET_ROWS):
+            for row in batch.to_pylist():
+                yield {**row, "where": f"{file}: row {number}"}
+                number += 1
+
+
+READERS: dict[str, Callable[[str], Iterator[Row]]] = {".tar": read_tar, ".parquet": read_parquet}
+
+
+def read_row(row: Mapping[str, Any]) -> CaptionExample:
+    """Decode the image and the captions of a row.
+
+    Raises:
+        DataError: If one of them is missing or unreadable; the message names the shard and the row.
+    """
+    if "error" in row:
+        raise DataError(row["error"])
+    where = row["where"]
+    row = {**_read_json_field(row, where), **row}
+    image = next((row[field] for field in IMAGE_FIELDS if row.get(field)), None)
+    content = image["bytes"] if isinstance(image, Mapping) else image
+    if not isinstance(content, bytes):
+        raise DataError(f"{where}: there must be an image in one of {list(IMAGE_FIELDS)}, got {sorted(row)}.")
+    text = next((row[field] for field in TEXT_FIELDS if row.get(field)), "")
+    captions = [_to_text(part, where).strip() for part in (text if isinstance(text, list) else [text])]
+    if not any(captions):
+        raise DataError(f"{where}: there must be a text in one of {list(TEXT_FIELDS)}, got {sorted(row)}.")
+    return {
+        "image": load_image(where, content=content),
+        "image_id": next((row[field] for field in ID_FIELDS if row.get(field) is not None), where),
+        "captions": [caption for caption in captions if caption],
+    }
+
+
+def _read_json_field(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return what a webdataset's ``.json`` file of an example states; text and image files count before it."""
+    content = row.get("json")
+    if not isinstance(content, bytes):
+        return {}
+    try:
+        values = json.loads(content)
+    except ValueError as error:
+        raise DataError(f"{where}: `json` must be JSON, but got: {error}.") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _to_text(value: Any, where: str) -> str:
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: a text must be UTF-8, got {error}.") from error

@@ -1,0 +1,104 @@
+"""Read Karpathy's splits of COCO and Flickr30k, the data of the caption and retrieval benchmarks.
+
+Format: the ``dataset_coco.json`` and ``dataset_flickr30k.json`` of https://cs.stanford.edu/people/karpathy/deepimagesent.
+"""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, cast
+
+from torch.utils.data import Dataset
+
+from transformers_upv2.data.examples import CaptionExample, DataError, load_image
+from transformers_upv2.data.json_files import read_json, require_keys
+
+TRAINING_SPLITS = ("train", "restval")
+HELD_OUT_SPLITS = ("val", "test")
+
+
+class KarpathyCaptions(Dataset[CaptionExample]):
+    """The images of one or more of the splits, with all their captions.
+
+    The images of COCO may lie as the file says (``val2014/COCO_val2014_000000000042.jpg``) or as they were
+    distributed later (``train2017/000000000042.jpg``); those of Flickr30k lie in one folder.
+
+    Attributes:
+        split_file: The JSON file.
+    """
+
+    def __init__(
+        self, split_file: str | Path, image_folder: str | Path, splits: Collection[str] = TRAINING_SPLITS
+    ) -> None:
+        """Read and check the file.
+
+        Args:
+            split_file: Karpathy's JSON file.
+            image_folder: The folder of Flickr30k's images, or the one that holds COCO's image folders.
+            splits: Which splits to read: "train", "restval", "val", "test".
+
+        Raises:
+            DataError: If the file is missing or malformed, or has no image in these splits.
+        """
+        self.split_file, self.image_folder = Path(split_file), Path(image_folder)
+        self._images = [image for image in read_images(self.split_file) if image["split"] in splits]
+        if not self._images:
+            raise DataError(f"{split_file}: there must be images in the splits {list(splits)}, got none.")
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> CaptionExample:
+        entry = self._images[index]
+        return {
+            "image": load_image(self._find(entry)),
+            "image_id": image_id_of(entry),
+            "captions": [sentence["raw"].strip() for sentence in entry["sentences"]],
+        }
+
+    def _find(self, entry: dict[str, Any]) -> Path:
+        """Return the first place where the image lies, or the one that the file names."""
+        places = [Path(entry.get("filepath", "")) / entry["filename"], Path(entry["filename"])]
+        if "cocoid" in entry:
+            places += [Path(folder) / f"{entry['cocoid']:012}.jpg" for folder in ("train2017", "val2017")]
+        paths = [self.image_folder / place for place in places]
+        return next((path for path in paths if path.is_file()), paths[0])
+
+
+def karpathy_image_ids(split_file: str | Path, splits: Collection[str] = HELD_OUT_SPLITS) -> set[int]:
+    """Return the COCO ids of some splits, to keep their images out of other training data.
+
+    COCO's train2017 holds most images of the test split, and it is what detection trains on.
+
+    Args:
+        split_file: ``dataset_coco.json``.
+        splits: Which splits.
+
+    Raises:
+        DataError: If the file is missing or malformed.
+    """
+    return {image_id_of(image) for image in read_images(Path(split_file)) if image["split"] in splits}
+
+
+def image_id_of(entry: dict[str, Any]) -> int:
+    """Return the id that COCO's annotation files use; Flickr30k has only a running number."""
+    return cast("int", entry.get("cocoid", entry.get("imgid")))
+
+
+def read_images(path: Path) -> list[dict[str, Any]]:
+    """Read and check the entries of all images.
+
+    Raises:
+        DataError: If the file is missing or malformed; the message names file and field.
+    """
+    content = read_json(path)
+    require_keys(content, ("images",), str(path))
+    for number, image in enumerate(content["images"]):
+        where = f"{path}: images[{number}]"
+        require_keys(image, ("filename", "split", "sentences"), where)
+        if image_id_of(image) is None:
+            raise DataError(f"{where} must have the key 'cocoid' or 'imgid', got {sorted(image)}.")
+        if not image["sentences"]:
+            raise DataError(f"{where}: `sentences` must hold at least one caption, got none.")
+        for sentence in image["sentences"]:
+            require_keys(sentence, ("raw",), f"{where}: sentences")
+    return content["images"]

@@ -1,0 +1,173 @@
+"""From a recipe to data sets, model, processor and trainer."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoTokenizer
+
+from transformers_upv2.data.augmentation import ColorJitter, Compose, LargeScaleJitter, RandomFlip
+from transformers_upv2.data.coco_detection import CocoDetection
+from transformers_upv2.data.examples import Transform
+from transformers_upv2.data.image_captions import ImageCaptions
+from transformers_upv2.data.image_folder import ImageFolder
+from transformers_upv2.data.image_text_shards import ImageTextShards
+from transformers_upv2.data.karpathy_captions import KarpathyCaptions, karpathy_image_ids
+from transformers_upv2.data.text_corpus import TextCorpus
+from transformers_upv2.data.timm_augmentation import TimmAugmentation
+from transformers_upv2.evaluation.evaluator import Evaluator
+from transformers_upv2.evaluation.suite import default_evaluators
+from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
+from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
+from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
+from transformers_upv2.model.presets import PRETRAINED_PARTS
+from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
+from transformers_upv2.recipes.recipe import Recipe, Tree
+from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
+from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
+
+Datasets = dict[str, dict[str, Any]]
+PATHS = ("annotation_file", "image_folder", "folder", "classes_file", "files", "split_file", "exclude_karpathy")
+"""Arguments of readers that lie below the data folder."""
+
+
+class DropMasks:
+    """Leave boxes alone, as in the paper's ablations without instance segmentation."""
+
+    def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:  # noqa: ARG002
+        """Remove the segmentations."""
+        annotations = [{k: v for k, v in each.items() if k != "segmentation"} for each in example["annotations"]]
+        return {**example, "annotations": annotations}
+
+
+def open_coco_detection(exclude_karpathy: str | None = None, **options: Any) -> CocoDetection:
+    """Open COCO instances, without the held-out images of a Karpathy split file if one is given."""
+    if exclude_karpathy is not None:
+        options["excluded_image_ids"] = karpathy_image_ids(exclude_karpathy)
+    return CocoDetection(**options)
+
+
+READERS: dict[str, Callable[..., Any]] = {
+    "coco_detection": open_coco_detection,
+    "coco_captions": ImageCaptions,
+    "karpathy_captions": KarpathyCaptions,
+    "image_folder": ImageFolder,
+    "image_text_shards": ImageTextShards,
+    "text_corpus": TextCorpus,
+}
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "large_scale_jitter": LargeScaleJitter,
+    "flip": RandomFlip,
+    "color_jitter": ColorJitter,
+    "timm": TimmAugmentation,
+    "drop_masks": DropMasks,
+}
+
+
+def open_reader(options: Tree, root: Path) -> Any:
+    """Open one data set.
+
+    Args:
+        options: ``reader`` and its arguments.
+        root: Where relative paths start.
+
+    Raises:
+        ValueError: If there is no such reader.
+        DataError: If the data is missing or malformed.
+    """
+    arguments = {
+        key: str(root / value) if key in PATHS else value for key, value in options.items() if key != "weight"
+    }
+    return _lookup(READERS, arguments.pop("reader", None), "reader")(**arguments)
+
+
+def open_training_data(recipe: Recipe, root: Path) -> Datasets:
+    """Open the data sets of all tasks; where weights are given, as ``{name: (dataset, weight)}``."""
+    opened: Datasets = {}
+    for task, members in recipe.data.items():
+        opened[task] = {}
+        for name, options in members.items():
+            reader = open_reader(options, root)
+            opened[task][name] = (reader, float(options["weight"])) if "weight" in options else reader
+    return opened
+
+
+def open_evaluation_data(recipe: Recipe, root: Path) -> dict[str, Any]:
+    """Open the data sets to evaluate on."""
+    return {name: open_reader(options, root) for name, options in recipe.evaluation.items()}
+
+
+def build_transforms(recipe: Recipe) -> dict[str, Transform]:
+    """Build the augmentation of every task that has one."""
+    return {
+        task: Compose([_build_transform(dict(step)) for step in steps]) for task, steps in recipe.transforms.items()
+    }
+
+
+def _build_transform(options: Tree) -> Transform:
+    return _lookup(TRANSFORMS, options.pop("name", None), "transform")(**options)
+
+
+def build_config(model: Tree) -> UniPerceiverV2Config:
+    """Return the config of a model that starts from a preset."""
+    return UniPerceiverV2Config.preset(model["preset"], **model.get("config", {}))
+
+
+def build_model(recipe: Recipe, datasets: Mapping[str, Mapping[str, Any]]) -> tuple[UniPerceiverV2ForMultiTask, Any]:
+    """Build or load model and processor, and give the model the data's class names.
+
+    Returns:
+        The model and the processor.
+    """
+    source = recipe.model
+    processor: Any
+    if "checkpoint" in source:
+        model = UniPerceiverV2ForMultiTask.from_pretrained(source["checkpoint"])
+        processor = UniPerceiverV2Processor.from_pretrained(source["checkpoint"], **recipe.processor)
+    else:
+        config = build_config(source)
+        parts = source.get("parts", PRETRAINED_PARTS[source["preset"]])
+        model = UniPerceiverV2ForMultiTask.from_pretrained_parts(**parts, config=config)
+        tokenizer = AutoTokenizer.from_pretrained(source["tokenizer"])
+        processor = UniPerceiverV2Processor(UniPerceiverV2ImageProcessor(**recipe.processor), tokenizer)
+    for task, members in datasets.items():
+        member = next(iter(members.values()))
+        reader = member[0] if isinstance(member, tuple) else member
+        if hasattr(reader, "class_names"):
+            model.set_labels(reader.class_names, processor.tokenizer, label_set=task)
+    return model, processor
+
+
+def build_evaluators(recipe: Recipe) -> dict[str, Evaluator]:
+    """Return the evaluator of every task, with the recipe's options."""
+    evaluators = default_evaluators()
+    return evaluators | {task: type(evaluators[task])(**options) for task, options in recipe.evaluators.items()}
+
+
+def build_trainer(recipe: Recipe, root: Path, out: Path) -> UniPerceiverV2Trainer:
+    """Put everything together.
+
+    Args:
+        recipe: The recipe.
+        root: The data folder.
+        out: Where checkpoints and the final model go.
+    """
+    arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments)
+    datasets = open_training_data(recipe, root)
+    model, processor = build_model(recipe, datasets)
+    return UniPerceiverV2Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=datasets,
+        eval_dataset=open_evaluation_data(recipe, root),
+        evaluators=build_evaluators(recipe),
+        processing_class=processor,
+        transforms=build_transforms(recipe),
+    )
+
+
+def _lookup(table: Mapping[str, Callable[..., Any]], name: Any, what: str) -> Callable[..., Any]:
+    if name not in table:
+        raise ValueError(f"`{what}` must be one of {sorted(table)}, got {name!r}. Correct the recipe.")
+    return table[name]

@@ -1,0 +1,88 @@
+"""Check a recipe before anything is spent: its data, the memory of its model, the updates of every task."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from transformers_upv2.data.examples import DataError
+from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
+from transformers_upv2.recipes.building import build_config, build_transforms, open_evaluation_data, open_training_data
+from transformers_upv2.recipes.recipe import Recipe
+from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
+
+BYTES_PER_PARAMETER = 16
+"""A weight, its gradient and its two moments in float32."""
+
+
+def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> list[str]:
+    """Read an example of every data set and count what the run will do.
+
+    Args:
+        recipe: The recipe.
+        root: The data folder.
+        out: Where the run would write.
+        world_size: Number of processes of the run.
+
+    Returns:
+        Lines for a person.
+
+    Raises:
+        ValueError: If the recipe or its arguments are wrong.
+        DataError: If a data set is missing or malformed, or its first example is bad.
+    """
+    # whether this machine can do bfloat16 does not matter here
+    arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments | {"bf16": False})
+    datasets = open_training_data(recipe, root)
+    build_transforms(recipe)
+    lines = ["data:"]
+    for task, members in datasets.items():
+        for name, member in members.items():
+            reader = member[0] if isinstance(member, tuple) else member
+            lines.append(f"  {task:20} {name:12} {_look_at(reader)}")
+    for name, reader in open_evaluation_data(recipe, root).items():
+        lines.append(f"  {name:20} {'evaluation':12} {_look_at(reader)}")
+    lines += ["updates:", *_describe_tasks(arguments, datasets, world_size)]
+    return [*lines, *_describe_memory(recipe)]
+
+
+def _look_at(reader: Any) -> str:
+    """Read the first example and say how much there is."""
+    size = f"{len(reader)} examples" if hasattr(reader, "__len__") else f"{reader.num_shards} shards"
+    example = reader[0] if hasattr(reader, "__getitem__") else next(iter(reader))
+    if isinstance(example, DataError):
+        raise example
+    return f"{size}, the first has {', '.join(example)}"
+
+
+def _describe_tasks(
+    arguments: UniPerceiverV2TrainingArguments, datasets: dict[str, dict[str, Any]], world_size: int
+) -> Iterator[str]:
+    for task, each in arguments.for_tasks(datasets).items():
+        updates = arguments.max_steps * (1.0 if arguments.sampling == "mixed" else each.sampling_probability)
+        samples = updates * each.batch_size * arguments.gradient_accumulation_steps * world_size
+        readers = [member[0] if isinstance(member, tuple) else member for member in datasets[task].values()]
+        passes = ""
+        if all(hasattr(reader, "__len__") for reader in readers):
+            passes = f", {samples / sum(map(len, readers)):.1f} passes over its data"
+        yield (
+            f"  {task:20} about {updates:.0f} of {arguments.max_steps}, batch {each.batch_size} x "
+            f"{arguments.gradient_accumulation_steps} x {world_size} processes: {samples:.0f} samples{passes}"
+        )
+
+
+def _describe_memory(recipe: Recipe) -> Iterator[str]:
+    if "checkpoint" in recipe.model:
+        config = AutoConfig.from_pretrained(recipe.model["checkpoint"])
+    else:
+        config = build_config(recipe.model)
+    with torch.device("meta"):
+        model = UniPerceiverV2ForMultiTask(config)
+    number = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    yield (
+        f"memory: {number / 1e6:.0f} million trainable parameters; weights, gradients and moments take "
+        f"{number * BYTES_PER_PARAMETER / 2**30:.1f} GiB in float32 on every device"
+    )
+    yield "  activations come on top; the head of a shipped recipe states a measured peak"

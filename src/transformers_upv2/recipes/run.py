@@ -1,0 +1,54 @@
+"""Run a recipe: train, or go on where a run was, evaluate, and save a folder for every pipeline."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from transformers_upv2.evaluation.results import format_table_6, write_metrics
+from transformers_upv2.recipes import NAMES
+from transformers_upv2.recipes.building import build_trainer
+from transformers_upv2.recipes.dry_run import describe_run
+from transformers_upv2.recipes.recipe import read_recipe
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Train by a recipe.",
+        epilog="example: accelerate launch scripts/train.py --config finetune_coco_json --data my_data "
+        "--out runs/mine --set arguments.max_steps=500",
+    )
+    parser.add_argument("--config", required=True, help=f"one of {', '.join(NAMES)}, or a YAML file")
+    parser.add_argument("--data", type=Path, required=True, help="folder that the paths of the recipe start from")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; a run that stopped there goes on")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes, as arguments.max_steps=100"
+    )
+    parser.add_argument("--tasks", nargs="+", help="train only these tasks of the recipe")
+    parser.add_argument("--dry-run", action="store_true", help="check data, memory and updates, and stop")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    options = parse_arguments(arguments)
+    recipe = read_recipe(options.config, options.set)
+    if options.tasks:
+        recipe = recipe.restrict(options.tasks)
+    if options.dry_run:
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        print("\n".join(describe_run(recipe, options.data, options.out, world_size)))
+        return
+    trainer = build_trainer(recipe, options.data, options.out)
+    checkpoint = get_last_checkpoint(str(options.out)) if options.out.is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    if trainer.eval_dataset:
+        prefixed = trainer.evaluate()
+        metrics = {key.removeprefix("eval_"): value for key, value in prefixed.items() if "/" in key}
+        if trainer.is_world_process_zero():
+            write_metrics(metrics, options.out / "metrics.json")
+            print(format_table_6({options.config: metrics}))

@@ -1,0 +1,158 @@
+import io
+import json
+import tarfile
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.image_text_shards import ImageTextShards
+from transformers_upv2.training.streams import Stream, StreamedBatches, own_share
+
+PER_SHARD = 4
+
+
+def png(level):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (level,) * 3).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_tar(path, rows):
+    with tarfile.open(path, "w") as archive:
+        for key, fields in rows.items():
+            for extension, content in fields.items():
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def tars(tmp_path):
+    for shard in range(4):
+        rows = {
+            f"{shard:05}{n:04}": {"png": png(shard * 10 + n), "txt": f"picture {shard * 10 + n}".encode()}
+            for n in range(PER_SHARD)
+        }
+        write_tar(tmp_path / f"{shard:05}.tar", rows)
+    return str(tmp_path / "*.tar")
+
+
+def levels(examples):
+    return [example["image"].getpixel((0, 0))[0] for example in examples]
+
+
+ALL = [shard * 10 + n for shard in range(4) for n in range(PER_SHARD)]
+
+
+def test_tar_shards_are_read_in_order(tars):
+    examples = list(ImageTextShards(tars))
+    assert levels(examples) == ALL
+    assert examples[5]["captions"] == ["picture 11"]
+    assert examples[5]["image_id"] == "000010001"
+    assert isinstance(ImageTextShards(tars), Stream)
+
+
+def test_parquet_equals_tar(tars, tmp_path):
+    rows = [{"image": {"bytes": png(level), "path": None}, "caption": f"picture {level}"} for level in ALL]
+    rows += [{"image": {"bytes": png(7), "path": None}, "caption": None}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
+    *examples, last = ImageTextShards([str(tmp_path / "0.parquet")])
+    assert levels(examples) == ALL
+    assert [e["captions"] for e in examples] == [e["captions"] for e in ImageTextShards(tars)]
+    with pytest.raises(DataError, match="row 16: there must be a text in one of"):
+        raise last
+
+
+def test_ranks_share_the_shards_and_epochs_reorder_them(tars):
+    stream = ImageTextShards(tars)
+    parts = [levels(stream.shard(2, index)) for index in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == ALL
+    assert len(parts[0]) == len(parts[1])
+    orders = []
+    for epoch in (0, 1, 2, 3):
+        stream.set_epoch(epoch)
+        orders.append(levels(stream))
+        assert sorted(orders[-1]) == ALL
+    assert len({tuple(order) for order in orders}) > 2
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+@pytest.mark.parametrize("stop", [1, 4, 6])
+def test_a_stream_goes_on_where_it_was(tars, epoch, stop):
+    stream = ImageTextShards(tars)
+    stream.set_epoch(epoch)
+    whole = levels(stream)
+    iterator = iter(stream)
+    head = [next(iterator) for _ in range(stop)]
+    other = ImageTextShards(tars)
+    other.set_epoch(epoch)
+    other.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert levels(head) + levels(other) == whole
+
+
+def test_bad_examples_and_broken_shards_are_yielded_not_raised(tmp_path):
+    rows = {
+        "a": {"png": png(1), "json": json.dumps({"caption": "one"}).encode()},
+        "b": {"png": b"no image", "txt": b"two"},
+        "c": {"txt": b"three"},
+        "d": {"png": png(4)},
+        "e": {"png": png(5), "json": b"{"},
+        "f": {"png": png(6), "txt": b"\xff"},
+        "g": {"png": png(7), "txt": b"seven"},
+    }
+    write_tar(tmp_path / "0.tar", rows)
+    (tmp_path / "1.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:540])
+    (tmp_path / "2.parquet").write_bytes(b"no parquet")
+    found = list(ImageTextShards([str(tmp_path / name) for name in ("0.tar", "1.tar", "2.parquet")]))
+    good = [example for example in found if not isinstance(example, DataError)]
+    assert [example["captions"] for example in good[:2]] == [["one"], ["seven"]]
+    messages = "\n".join(str(error) for error in found if isinstance(error, DataError))
+    for part in (
+        "0.tar: b: the image file must be readable",
+        "0.tar: c: there must be an image in one of",
+        "0.tar: d: there must be a text in one of",
+        "0.tar: e: `json` must be JSON",
+        "0.tar: f: a text must be UTF-8",
+        "1.tar: the shard must be readable to its end",
+        "2.parquet: the shard must be readable to its end",
+    ):
+        assert part in messages
+
+
+def test_what_is_no_shard_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"end in one of \['.parquet', '.tar'\], got 'x.zip'"):
+        ImageTextShards(["x.zip"])
+    with pytest.raises(DataError, match=r"got '.*none.*tar'"):
+        ImageTextShards(str(tmp_path / "none*.tar"))
+    with pytest.raises(DataError, match="at least one shard, got none"):
+        ImageTextShards([])
+
+
+def batches_of(stream, rank, positions=None, first=0):
+    share = own_share(stream, "captioning", (rank, 2), 0)
+    reader = StreamedBatches([share], [1.0], 2, lambda examples: {"levels": levels(examples)}, ranks=(rank, 2))
+    reader.positions, reader.first_batch = positions or {}, first
+    return iter(reader)
+
+
+def test_loader_workers_share_the_shards(tars):
+    reader = StreamedBatches([ImageTextShards(tars)], [1.0], 2, lambda examples: {"levels": levels(examples)})
+    items = iter(DataLoader(reader, batch_size=None, num_workers=2))
+    assert sorted(level for _ in range(8) for level in next(items)[2]["levels"]) == ALL
+
+
+def test_the_trainer_reads_and_resumes_it(tars):
+    """Two ranks see every picture once an epoch; a reader put where another was goes on like it."""
+    seen = []
+    for rank in (0, 1):
+        batches = batches_of(ImageTextShards(tars), rank)
+        read = [next(batches) for _ in range(7)]
+        seen += [level for _, _, batch in read[:4] for level in batch["levels"]]
+        positions = {0: read[2][1]}
+        again = batches_of(ImageTextShards(tars), rank, positions, first=3)
+        assert [next(again)[2] for _ in range(4)] == [batch for _, _, batch in read[3:]]
+    assert sorted(seen) == ALL

@@ -1,0 +1,90 @@
+import json
+
+import pytest
+from PIL import Image
+
+from transformers_upv2.data.coco_detection import CocoDetection
+from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.karpathy_captions import KarpathyCaptions, karpathy_image_ids
+
+PLACES = {  # id -> (split, where the image really lies)
+    9: ("train", "train2014/COCO_train2014_000000000009.jpg"),
+    25: ("restval", "train2017/000000000025.jpg"),
+    30: ("test", "val2017/000000000030.jpg"),
+    42: ("val", "COCO_val2014_000000000042.jpg"),
+}
+
+
+@pytest.fixture
+def split_file(tmp_path):
+    images = []
+    for image_id, (split, place) in PLACES.items():
+        path = tmp_path / place
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (image_id,) * 3).save(path.with_suffix(".png"))
+        path.with_suffix(".png").rename(path)
+        part = "train2014" if split == "train" else "val2014"
+        sentences = [{"raw": f"caption {n} of {image_id}. ", "tokens": []} for n in range(5)]
+        name = f"COCO_{part}_{image_id:012}.jpg"
+        images.append(
+            {
+                "filepath": part,
+                "filename": name,
+                "cocoid": image_id,
+                "split": split,
+                "sentences": sentences,
+                "imgid": 1,
+            }
+        )
+    file = tmp_path / "dataset_coco.json"
+    file.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return file
+
+
+def test_every_layout_of_the_images_is_found(split_file):
+    dataset = KarpathyCaptions(split_file, split_file.parent, ("train", "restval", "val", "test"))
+    examples = [dataset[i] for i in range(len(dataset))]
+    assert [example["image_id"] for example in examples] == list(PLACES)
+    assert [example["image"].getpixel((0, 0))[0] for example in examples] == list(PLACES)
+    assert examples[1]["captions"] == [f"caption {n} of 25." for n in range(5)]
+
+
+def test_training_takes_restval(split_file):
+    assert len(KarpathyCaptions(split_file, split_file.parent)) == 2
+    assert karpathy_image_ids(split_file) == {30, 42}
+    assert karpathy_image_ids(split_file, ["test"]) == {30}
+
+
+def test_flickr_has_neither_folders_nor_ids_of_coco(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1000.jpg")
+    image = {"filename": "1000.jpg", "imgid": 4, "split": "test", "sentences": [{"raw": "a dog"}]}
+    (tmp_path / "flickr.json").write_text(json.dumps({"images": [image]}))
+    (example,) = [KarpathyCaptions(tmp_path / "flickr.json", tmp_path, ["test"])[0]]
+    assert (example["image_id"], example["captions"]) == (4, ["a dog"])
+
+
+def test_test_images_are_kept_out_of_detection(tmp_path, split_file):
+    images = [{"id": i, "width": 8, "height": 8, "file_name": f"{i}.jpg"} for i in (9, 30, 42, 77)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    dataset = CocoDetection(tmp_path / "instances.json", tmp_path, excluded_image_ids=karpathy_image_ids(split_file))
+    assert [image["id"] for image in dataset._images] == [9, 77]
+    assert (dataset.num_excluded, dataset.num_skipped) == (2, 0)
+    with pytest.raises(DataError, match="got 4 in the file, 4 of them left out"):
+        CocoDetection(tmp_path / "instances.json", tmp_path, excluded_image_ids=[9, 30, 42, 77])
+
+
+def test_malformed_files_are_named(tmp_path, split_file):
+    with pytest.raises(DataError, match=r"images in the splits \['testing'\], got none"):
+        KarpathyCaptions(split_file, tmp_path, ["testing"])
+    file = tmp_path / "bad.json"
+    good = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "x"}], "cocoid": 1}
+    for bad, message in (
+        ({**good, "sentences": []}, r"images\[0\]: `sentences` must hold at least one caption"),
+        ({**good, "sentences": [{}]}, r"images\[0\]: sentences must have the keys \['raw'\]"),
+        ({k: v for k, v in good.items() if k != "cocoid"}, r"images\[0\] must have the key 'cocoid' or 'imgid'"),
+        ({"filename": "a.jpg"}, r"missing \['split', 'sentences'\]"),
+    ):
+        file.write_text(json.dumps({"images": [bad]}))
+        with pytest.raises(DataError, match=message):
+            KarpathyCaptions(file, tmp_path)
