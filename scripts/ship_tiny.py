@@ -19,8 +19,9 @@ SELECTION = """\
 One run, one seed. Earlier settings were chosen while looking at box and mask AP on this same test split, so these
 numbers are optimistic by an unknown amount; the last stage was restarted once, with half the learning rate, for its
 training losses. The times include other load on the machine and leave out that restart and the minutes in which all
-images are perceived; the code grew while it ran, and `make train-tiny` was not repeated from the final commit. `make demo` repeats the checkpoint's column; its blind column differs a little, since
-its training split is smaller. `example.jpg` is a test scene picked by hand for an earlier checkpoint."""
+images are perceived; the code grew while it ran, and `make train-tiny` was not repeated from the final commit.
+`make demo` repeats the checkpoint's column; its blind column differs a little, since its training split is smaller.
+`example.jpg` is a test scene picked by hand for an earlier checkpoint."""
 
 
 def describe_run() -> CardFacts:
