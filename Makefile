@@ -39,7 +39,7 @@ test: $(READY)  ## all tests, the slow ones as well
 test-fast: $(READY)  ## the tests that take less than a few seconds each
 	$(BIN)/python -m pytest
 
-test-transformers: $(READY)  ## transformers' own common tests over our classes (fetches its sdist, about half an hour)
+test-transformers: $(READY)  ## transformers' own common tests over our classes (fetches its sdist, some minutes)
 	$(BIN)/python -m pip install --quiet --editable '.[suite]'
 	TRANSFORMERS_TESTS=$$($(BIN)/python scripts/fetch_transformers_tests.py build) \
 		$(BIN)/python -m pytest -o addopts= -o filterwarnings=default -rs tests/transformers_suite

@@ -76,7 +76,7 @@ def test_two_processes_give_the_metrics_of_one(tmp_path):
     paths = make_world(tmp_path / "world", 0, WorldSizes((2, 21, 2), (24, 24, 24), (30, 20, 20)), progress=False)
     script = Path(__file__).parent / "evaluate_together.py"
     for ranks in (1, 2):
-        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port=0"]
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
         subprocess.run([*command, script, paths.root, tmp_path], check=True, capture_output=True, timeout=400)
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert first == second

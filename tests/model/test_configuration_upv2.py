@@ -1,6 +1,7 @@
 """The config: misspelt fields are errors, presets can be changed field by field, files come back equal."""
 
 import json
+import logging
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError
@@ -93,3 +94,20 @@ def test_label_sets_of_two_configs_are_two():
     first, second = tiny_config(), tiny_config()
     first.label_sets["detection"] = {"names": [], "token_ids": []}
     assert second.label_sets == {}
+
+
+def test_a_saved_config_with_fields_of_another_version_loads_with_a_warning(tmp_path, caplog):
+    tiny_config().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"field_of_tomorrow": 3}))
+    name = UniPerceiverV2Config.__module__
+    with caplog.at_level(logging.WARNING, logger=name):
+        config = UniPerceiverV2Config.from_pretrained(tmp_path)
+    assert config.field_of_tomorrow == 3
+    assert "UniPerceiverV2Config has fields that are not its own: ['field_of_tomorrow']" in caplog.text
+
+
+def test_the_vocabulary_is_the_text_encoders():
+    config = tiny_config()
+    config.vocab_size = 77
+    assert config.text_config.vocab_size == config.vocab_size == 77

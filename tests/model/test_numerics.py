@@ -1,8 +1,8 @@
 """Precisions: every class loads and runs in three of them, and half precision finds what fp32 finds."""
 
-import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +11,7 @@ from torchvision.ops import box_iou
 import transformers_upv2
 from tiny_models import TEXTS, random_images
 from transformers_upv2 import UniPerceiverV2ForInstanceSegmentation, UniPerceiverV2Processor
+from transformers_upv2.data.world_scenes import ScenePainter
 
 TINY = Path(__file__).resolve().parents[2] / "model_cards" / "uniperceiver-v2-tiny"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -68,38 +69,53 @@ def test_buffers_are_exact_through_the_meta_device(session_model, folder):
         assert torch.equal(buffer, expected[name]), name
 
 
-# Measured on the scene in the shipped folder, over matched pairs: boxes in pixels of the image, scores, and 1 - IoU of
-# the masks. Medians, since a single instance may differ by several pixels and .2 of its score.
-BOUNDS = {torch.bfloat16: (0.75, 0.03, 0.03), torch.float16: (0.35, 0.02, 0.03)}
+# Measured on nine scenes, as median and ninth decile over matched instances: boxes in pixels of the image, scores, and
+# 1 - IoU of the masks. The bounds are what docs/transformers_suite.md states.
+BOUNDS = {
+    torch.bfloat16: ((0.5, 6.0), (0.02, 0.15), (0.01, 0.05)),
+    torch.float16: ((0.05, 1.0), (0.005, 0.1), (0.005, 0.03)),
+}
+SHARE_FOUND_AGAIN = 0.95
 
 
-def find(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Instances of the example image with a score of at least 0.3."""
-    image = Image.open(io.BytesIO((TINY / "example.jpg").read_bytes()))
+@pytest.fixture(scope="module")
+def scenes() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    painter = ScenePainter("test")
+    return [Image.fromarray(painter.draw_scene(rng).pixels) for _ in range(9)]
+
+
+def find(scenes: list[Image.Image], dtype: torch.dtype, threshold: float) -> list[dict[str, torch.Tensor]]:
+    """Instances of each image."""
     processor = UniPerceiverV2Processor.from_pretrained(TINY)
     model = UniPerceiverV2ForInstanceSegmentation.from_pretrained(TINY, dtype=dtype).eval()
-    inputs = processor(images=image, return_tensors="pt").to(dtype)
+    inputs = processor(images=scenes, return_tensors="pt").to(dtype)
     with torch.no_grad():
         output = model(**inputs)
-    return processor.image_processor.post_process_instances(output, [(image.height, image.width)], threshold=0.3)[0]
+    sizes = [(image.height, image.width) for image in scenes]
+    return processor.image_processor.post_process_instances(output, sizes, threshold=threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_half_precision_finds_what_full_precision_finds(dtype):
-    expected, found = find(torch.float32), find(dtype)
-    assert len(expected["scores"]) >= 3
-    overlaps = box_iou(expected["boxes"], found["boxes"])
-    overlaps[expected["labels"][:, None] != found["labels"]] = 0
-    # of several proposals on one object the one with the nearest score
-    nearness = overlaps - (expected["scores"][:, None] - found["scores"]).abs()
-    match = nearness.argmax(dim=1)
-    overlap = overlaps.gather(1, match[:, None])[:, 0]
-    assert (overlap > 0.5).all()  # every instance is found again, with its label
-    assert len(set(match.tolist())) == len(match)
-    boxes = (expected["boxes"] - found["boxes"][match]).abs().amax(dim=1)
-    scores = (expected["scores"] - found["scores"][match]).abs()
-    masks, others = expected["masks"], found["masks"][match]
-    shared = (masks & others).sum((1, 2)) / (masks | others).sum((1, 2))
-    for name, distance, bound in zip(("boxes", "scores", "masks"), (boxes, scores, 1 - shared), BOUNDS[dtype]):
-        print(f"{dtype}: {name} median {distance.median():.4f}, most {distance.max():.4f}")
-        assert distance.median() <= bound
+def test_half_precision_finds_what_full_precision_finds(scenes, dtype):
+    """Match each instance of fp32 above 0.3 with the one of its label in half precision that overlaps it most."""
+    distances, missed = [], 0
+    for expected, found in zip(find(scenes, torch.float32, 0.3), find(scenes, dtype, 0.1)):
+        overlaps = box_iou(expected["boxes"], found["boxes"])
+        overlap, match = overlaps.masked_fill(expected["labels"][:, None] != found["labels"], 0).max(dim=1)
+        again = overlap > 0.5
+        missed += int((~again).sum())
+        first = {key: value[again] for key, value in expected.items()}
+        second = {key: value[match[again]] for key, value in found.items()}
+        shared = (first["masks"] & second["masks"]).sum((1, 2)) / (first["masks"] | second["masks"]).sum((1, 2))
+        boxes = (first["boxes"] - second["boxes"]).abs().amax(dim=1)
+        distances.append(torch.stack([boxes, (first["scores"] - second["scores"]).abs(), 1 - shared], dim=1))
+    every = torch.cat(distances)
+    assert len(every) >= 20
+    deciles = every.quantile(torch.tensor([0.5, 0.9]), dim=0).T
+    for name, values in zip(("boxes", "scores", "masks"), deciles.tolist()):
+        print(f"{dtype}: {name} median {values[0]:.4f}, ninth decile {values[1]:.4f}")
+    print(f"{dtype}: {len(every)} matched, {missed} missed")
+    assert len(every) >= SHARE_FOUND_AGAIN * (len(every) + missed)
+    assert (deciles <= torch.tensor(BOUNDS[dtype])).all()

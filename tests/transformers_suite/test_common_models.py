@@ -43,6 +43,7 @@ class ModelCase(common.ModelTesterMixin):
     has_loss = True
     backbone_config: dict[str, Any] | None = None
     skips: dict[str, str] = TIMM_BUFFERS
+    _is_composite = True
     # the parameters of the other tasks are never reached
     test_all_params_have_gradient = False
     # the features are those of g, as wide as g and not as the backbone
