@@ -26,6 +26,7 @@ from transformers_upv2.evaluation.captioning import CaptioningEvaluator
 from transformers_upv2.evaluation.evaluator import Evaluator
 from transformers_upv2.evaluation.retrieval import RetrievalEvaluator
 from transformers_upv2.evaluation.suite import default_evaluators
+from transformers_upv2.model.candidates import weights_digest
 from transformers_upv2.model.image_encoding import ImageEncoding
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,21 +110,27 @@ class EncodedImages(Dataset[dict[str, Any]]):
 def perceive_all(
     model: UniPerceiverV2ForMultiTask, processor: UniPerceiverV2Processor, dataset: Dataset[dict[str, Any]], file: Path
 ) -> ImageEncoding:
-    """Perceive every image of a data set, each process its share, and keep the encodings in files."""
+    """Perceive every image of a data set, each process its share, and keep the encodings in files.
+
+    The weights are part of the names, so that encodings of another image side are never taken for these.
+    """
     rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    parts = [file.with_suffix(f".{number}-of-{processes}.safetensors") for number in range(processes)]
+    weights = weights_digest(model.model.image_encoder)[:16]
+    parts = [file.with_name(f"{file.name}-{weights}-{n}-of-{processes}.safetensors") for n in range(processes)]
     if not parts[rank].exists():
         ends = [len(dataset) * number // processes for number in range(processes + 1)]
         starts = range(ends[rank], ends[rank + 1], PERCEIVED_AT_ONCE)
         encodings = []
         with torch.no_grad():
-            for start in tqdm(starts, desc=f"perceive {file.stem}", disable=rank > 0):
+            for start in tqdm(starts, desc=f"perceive {file.name}", disable=rank > 0):
                 stop = min(start + PERCEIVED_AT_ONCE, ends[rank + 1])
                 images = [dataset[index]["image"] for index in range(start, stop)]
                 inputs = processor(images=images, return_tensors="pt")
                 encodings.append(model.eval().model.encode_image(**inputs))
-        ImageEncoding.cat(encodings).save(parts[rank])
+        unfinished = parts[rank].with_suffix(".part")
+        ImageEncoding.cat(encodings).save(unfinished)
+        unfinished.rename(parts[rank])
     if dist.is_initialized():
         dist.barrier()
     return ImageEncoding.cat([ImageEncoding.load(part) for part in parts])
