@@ -46,7 +46,7 @@ JOINT: dict[str, Any] = {
         "retrieval": 0.2,
         "language_modeling": 0.08,
     },
-    "task_weights": {"detection": 6.0, "captioning": 4.0, "retrieval": 2.0},
+    "task_weights": {"detection": 6.0, "captioning": 4.0, "retrieval": 3.0, "language_modeling": 2.0},
     "batch_sizes": {
         "detection": 8,
         "classification": 12,
@@ -69,7 +69,7 @@ LOCKED: dict[str, Any] = {
         "retrieval": 0.25,
         "language_modeling": 0.07,
     },
-    "task_weights": {"detection": 4.0, "captioning": 4.0, "retrieval": 2.0},
+    "task_weights": {"detection": 4.0, "captioning": 4.0, "retrieval": 4.0, "language_modeling": 2.0},
     "batch_sizes": {
         "detection": 8,
         "classification": 32,

@@ -1,7 +1,7 @@
 """Train the shipped tiny checkpoint: `make train-tiny`.
 
-Three stages, as the paper's joint training starts from a detection-pretrained image side: detection alone, with a Mask
-DINO that knows colors and classes; then, with one foreground logit, all tasks with unmixed sampling and TBGN; then the
+Three stages, as the paper's joint training starts from pretrained encoders: detection with a Mask DINO that knows
+colors and classes, beside language modeling for the text side; then, with one foreground logit, all tasks with unmixed sampling and TBGN; then the
 same with the image side locked, whose encodings are kept, so that batches can be large. Each stage resumes from its
 newest checkpoint. Two processes with one thread each use two cores better than one with two threads:
 
@@ -41,7 +41,8 @@ from transformers_upv2.data.demo_world import World
 STAGES = {
     "detection": {
         "learning_rate": 2e-3,
-        "batch_sizes": {"detection": 8},
+        "sampling_probabilities": {"detection": 0.75, "language_modeling": 0.25},
+        "batch_sizes": {"detection": 8, "language_modeling": 32},
         "adam_beta2": 0.99,
         "lr_multipliers": {"model.image_encoder.backbone": 0.2, "model.decoder": 0.3, "model.text_encoder": 0.3},
     },
@@ -88,9 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RUNS / "train_tiny")
     parser.add_argument("--world", type=Path, default=RUNS / "world")
-    parser.add_argument("--detection-steps", type=int, default=1500)
-    parser.add_argument("--joint-steps", type=int, default=2200)
-    parser.add_argument("--locked-steps", type=int, default=900)
+    parser.add_argument("--detection-steps", type=int, default=2400)
+    parser.add_argument("--joint-steps", type=int, default=1500)
+    parser.add_argument("--locked-steps", type=int, default=2700)
     parser.add_argument(
         "--encoders",
         type=Path,
@@ -109,7 +110,8 @@ def main() -> None:
     colored = ColoredObjects(world.train["detection"])
     model, processor = build_model(world, RobertaTokenizer.from_pretrained(world.paths.tokenizer), colored.class_names)
     if not (options.out / "detection" / "final").exists():
-        trainer = make_trainer(model, processor, {"detection": colored}, arguments["detection"])
+        datasets = {"detection": colored, "language_modeling": world.train["language_modeling"]}
+        trainer = make_trainer(model, processor, datasets, arguments["detection"])
         run_stage(trainer, options.out / "detection")
     if dist.is_initialized():
         dist.barrier()

@@ -23,7 +23,7 @@ END_SCALE_PROBABILITY = 0.015  # of exactly the smallest scale, and of exactly t
 OCCLUDED_SHARE = 0.3
 OCCLUDED_RANGE = (0.22, 0.54)  # hidden part of an occluded object
 MAX_UNOCCLUDED = 0.18  # hidden part of any other object
-MIN_SIZE_RATIO = 1.12  # between the boxes' areas of the largest objects, so that the order is clear
+MIN_SIZE_RATIO = 1.3  # between the boxes' areas of the three largest objects, so that the order is clear
 CELL_MARGIN = 0.015  # between a box's center and a border of the 3 x 3 grid, in image sides
 PLACEMENT_TRIES, POSITION_TRIES = 6, 40
 
@@ -240,8 +240,8 @@ def position_is_clear(item: PlacedObject) -> bool:
 
 
 def sizes_are_clear(placed: list[PlacedObject]) -> bool:
-    """Whether the four largest objects differ enough in size to be put in order."""
-    areas = np.sort([item.box[2] * item.box[3] for item in placed])[::-1][:4]
+    """Whether the three largest objects differ enough in size to be put in order."""
+    areas = np.sort([item.box[2] * item.box[3] for item in placed])[::-1][:3]
     return bool((areas[:-1] >= MIN_SIZE_RATIO * areas[1:]).all())
 
 

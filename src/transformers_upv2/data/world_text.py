@@ -25,8 +25,8 @@ POSITION_PHRASES = {
     ("bottom", "middle"): ("at the bottom", "in the bottom middle"),
     ("bottom", "right"): ("at the bottom right", "in the bottom right"),
 }
-CAPTION_FORMS = (("", 0), ("there is", 0), ("the picture shows", 0), ("", 1), ("we see", 1))
-CAPTIONED_OBJECTS = 3
+CAPTION_FORMS = (("", 0), ("there is", 0), ("the picture shows", 0), ("here is", 1), ("we see", 1))
+CAPTIONED_OBJECTS = 2
 
 HELD_OUT_PARTS = {"val": 0, "test": 1}  # of twenty; all others are for training
 NUM_PARTS = 20
@@ -45,20 +45,21 @@ def scene_captions(scene: Scene) -> list[str]:
     captions = []
     for opening, wording in CAPTION_FORMS:
         things = [describe(item, wording) for item in scene.objects[:CAPTIONED_OBJECTS]]
-        text = f"{opening} {join_things(things)}".strip()
-        captions.append(mend_articles(text))
+        text = f"{opening} {' and '.join(things)}".strip()
+        captions.append(text)
     return captions
 
 
 def describe(item: PlacedObject, wording: int = 0) -> str:
-    """Return "a red star at the top left", or the same in the other wording."""
+    """Return "a star in red at the top left", or the same in the other wording.
+
+    The class comes first: which object is meant must be chosen at the first word, and a model learns to choose among
+    words that differ. Its colors differ only when it can tell them, and cannot be told while it chooses by them.
+    """
     phrase = POSITION_PHRASES[item.position][wording]
-    return f"a {item.drawn.color_name} {item.drawn.class_name} {phrase}"
+    return f"a {item.drawn.class_name} in {item.drawn.color_name} {phrase}"
 
 
-def join_things(things: list[str]) -> str:
-    """Return "x and y" or "x , y and z"."""
-    return " , ".join(things[:-1]) + " and " + things[-1]
 
 
 def mend_articles(text: str) -> str:
@@ -69,8 +70,8 @@ def mend_articles(text: str) -> str:
 def scene_sentence(scene: Scene) -> str:
     """Return a sentence on the two largest objects of a scene that tells their colors twice."""
     first, second = scene.objects[:2]
-    return mend_articles(
-        f"there is {join_things([describe(first), describe(second)])} , "
+    return (
+        f"there is {describe(first)} and {describe(second)} , "
         f"the {first.drawn.class_name} is {first.drawn.color_name} "
         f"and the {second.drawn.class_name} is {second.drawn.color_name} ."
     )

@@ -73,7 +73,7 @@ class RetrievalEvaluator(TaskEvaluator[RetrievalPredictions]):
     captions_per_image: int | None = None
     ranks: Sequence[int] = (1, 5, 10)
     fold_size: int | None = None
-    block_size: int = 256
+    block_size: int = 64
 
     def predict(
         self,
@@ -185,10 +185,12 @@ def rank_matches(
     Returns:
         The rank of the best match, 0 is first, ``(queries,)`` int64.
     """
-    ranks = []
-    for block, ids in zip(queries.split(block_size), query_ids.split(block_size), strict=True):
+    # what lives on is allocated before the large blocks that come and go, or the heap between them is never given back
+    ranks = torch.empty(len(queries), dtype=torch.int64)
+    parts = zip(queries.split(block_size), query_ids.split(block_size), ranks.split(block_size), strict=True)
+    for block, ids, part in parts:
         similarity = block @ candidates.T  # (block, candidates)
         is_match = ids[:, None] == candidate_ids
         best_match = similarity.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(((similarity >= best_match) & ~is_match).sum(dim=1))
-    return torch.cat(ranks)
+        torch.sum((similarity >= best_match) & ~is_match, dim=1, out=part)
+    return ranks
