@@ -117,7 +117,7 @@ def test_scenes_are_unambiguous(scenes):
         assert sum(item.visible.astype(int) for item in scene.objects).max() == 1
         areas = [item.box[2] * item.box[3] for item in scene.objects]
         assert areas == sorted(areas, reverse=True)
-        assert all(large >= 1.1 * small for large, small in pairwise(areas[:4]))
+        assert all(large >= 1.3 * small for large, small in pairwise(areas[:3]))
 
 
 def test_masks_are_where_the_color_is(scenes):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -157,6 +158,8 @@ def main():
         "gradients": keeper.gradients,
     }
     torch.save(result, folder / f"result-{trainer.args.process_index}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()  # a process that leaves while gloo's threads still run may be aborted
 
 
 if __name__ == "__main__":

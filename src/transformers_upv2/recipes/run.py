@@ -52,3 +52,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if trainer.is_world_process_zero():
             write_metrics(metrics, options.out / "metrics.json")
             print(format_table_6({options.config: metrics}))
+    trainer.accelerator.end_training()  # processes leave together
