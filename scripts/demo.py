@@ -43,7 +43,7 @@ def train_for(minutes: float, out: Path) -> None:
     steps = round(minutes * STEPS_PER_MINUTE)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     command += [str(ROOT / "scripts" / "train_tiny.py"), "--out", str(out), "--world", str(DEMO / "world")]
-    command += ["--encoders", str(SHIPPED), "--locked-steps", str(steps)]
+    command += ["--encoders", str(SHIPPED), "--text-steps", str(steps // 4), "--locked-steps", str(steps)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
