@@ -11,7 +11,7 @@ from transformers_upv2.evaluation.suite import evaluate_all
 from transformers_upv2.model_card import CardFacts, fill_card
 
 RUN = RUNS / "train_tiny"
-STAGES = ("detection", "joint", "locked")
+STAGES = ("text", "detection", "joint", "locked")
 # Picked by hand among the first 60 test scenes, because an earlier checkpoint found every object in it.
 EXAMPLE_SCENE = 14
 
