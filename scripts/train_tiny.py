@@ -2,8 +2,8 @@
 
 Four stages, as the paper's joint training starts from pretrained encoders: text alone; detection with a Mask DINO that
 knows colors and classes, beside text; then, with one foreground logit, all tasks with unmixed sampling and TBGN; then
-the same with the image side locked, whose encodings are kept, so that batches can be large. Each stage resumes from its
-newest checkpoint. Two processes with one thread each use two cores better than one with two threads:
+the same with the image side locked, whose encodings are kept, so that batches can be large. Each stage resumes from
+its newest checkpoint. Two processes with one thread each use two cores better than one with two threads:
 
     torchrun --nproc_per_node 2 scripts/train_tiny.py
 """
