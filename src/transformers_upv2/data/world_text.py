@@ -60,8 +60,6 @@ def describe(item: PlacedObject, wording: int = 0) -> str:
     return f"a {item.drawn.class_name} in {item.drawn.color_name} {phrase}"
 
 
-
-
 def mend_articles(text: str) -> str:
     """Write "an" before a vowel's sound."""
     return re.sub(r"\ba (?=orange)", "an ", text)
