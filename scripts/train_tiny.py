@@ -83,7 +83,7 @@ def run_text(
     """Train the text encoder and the unified decoder on text alone, and return the result.
 
     Words must differ before an image is asked for them: the candidates of words that nothing tells apart yet, such as
-    colors, fall onto one point (cosine 1.00) and find no way out.
+    colors, fall onto one point and find no way out.
     """
     folder = out / "text"
     if not (folder / "final").exists():
