@@ -122,6 +122,10 @@ def test_wrong_command_lines_give_exit_code_two(
         (["segment", "a/x.jpg", "b/x.jpg"], "`IMAGE` files must have different names"),
         (["retrieve", "a cat"], "`--images` must name a folder to search in"),
         (["evaluate"], "There must be data to evaluate on"),
+        (
+            ["info", "--preset", "swin-huge"],
+            "`PRESET_OR_MODEL` must be one of ['resnet50', 'swin-base', 'swin-large', 'tiny']",
+        ),
         (["info", "swin-huge"], "`PRESET_OR_MODEL` must be one of ['resnet50', 'swin-base', 'swin-large', 'tiny']"),
         (["push", "./nowhere", "me/model"], "`folder` must be a folder with a saved model"),
         (["evaluate", "--text", "nowhere.txt"], "nowhere.txt"),

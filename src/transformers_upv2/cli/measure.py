@@ -36,7 +36,11 @@ def _add_info(verbs: Verbs) -> None:
         "show what a model consists of: parameters, memory, multiply-adds of each part",
         ["upv2 info swin-base", "upv2 info model_cards/uniperceiver-v2-tiny --image-size 128 128 --json"],
     )
-    parser.add_argument("model", metavar="PRESET_OR_MODEL", help="a preset, a folder or a repository on the Hub")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "model", metavar="PRESET_OR_MODEL", nargs="?", help="a preset, a folder or a repository on the Hub"
+    )
+    what.add_argument("--preset", metavar="PRESET", help="the same for a preset")
     add_size_option(parser, "image that the multiply-adds are for (default: 640 640)")
     parser.add_argument("--tasks", type=names, help='tasks of the deployed count, "detection, captioning"')
     add_json_option(parser)
@@ -53,16 +57,16 @@ def info(options: argparse.Namespace) -> None:
     height, width = options.image_size or IMAGE_SIZE
     size = (height, width)
     tasks = options.tasks or DEPLOYED_TASKS
-    if options.model in PRESETS:
-        summary = summarize_preset(options.model, size, tasks)
-    elif "/" not in options.model and not Path(options.model).is_dir():
+    model = options.model or options.preset
+    if model in PRESETS:
+        summary = summarize_preset(model, size, tasks)
+    elif "/" not in model and not Path(model).is_dir():
         raise ValueError(
-            f"`PRESET_OR_MODEL` must be one of {sorted(PRESETS)}, a folder or a repository on the Hub, got "
-            f"{options.model!r}."
+            f"`PRESET_OR_MODEL` must be one of {sorted(PRESETS)}, a folder or a repository on the Hub, got {model!r}."
         )
     else:
-        check_model(options.model)
-        summary = summarize_model(UniPerceiverV2Config.from_pretrained(options.model), size, tasks)
+        check_model(model)
+        summary = summarize_model(UniPerceiverV2Config.from_pretrained(model), size, tasks)
     if options.json:
         print_json(dataclasses.asdict(summary))
     else:
