@@ -188,3 +188,9 @@ def test_every_recipe_runs(name, data, tmp_path, capsys):
     )
     main([*command, "arguments.max_steps=6", "evaluation={}"])  # goes on from step 5
     assert json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())["max_steps"] == 5
+
+
+def test_no_is_a_word_and_only_true_and_false_are_booleans():
+    changes = ["arguments.save_strategy=no", "arguments.bf16=false", "arguments.learning_rate=1.0e-3"]
+    arguments = read_recipe("finetune_coco_json", changes).arguments
+    assert (arguments["save_strategy"], arguments["bf16"], arguments["learning_rate"]) == ("no", False, 1e-3)

@@ -13,6 +13,15 @@ from transformers_upv2.recipes import FOLDER, NAMES
 Tree = dict[str, Any]
 
 
+class Loader(yaml.SafeLoader):
+    """Reads booleans as YAML 1.2 does: ``save_strategy: no`` is a word, only true and false are booleans."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 @dataclass
 class Recipe:
     """All that a run is made of, as plain dicts.
@@ -67,7 +76,7 @@ def read_recipe(config: str, changes: Sequence[str] = ()) -> Recipe:
     path = FOLDER / f"{config}.yaml" if config in NAMES else Path(config)
     if not path.is_file():
         raise ValueError(f"`config` must be one of {list(NAMES)} or a YAML file, got {config!r}.")
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    tree = yaml.load(path.read_text(encoding="utf-8"), Loader)
     for change in changes:
         apply_change(tree, change)
     known = [each.name for each in fields(Recipe)]
@@ -97,6 +106,6 @@ def apply_change(tree: Tree, change: str) -> None:
             raise ValueError(
                 f"A change must go through parts of the recipe, got {change!r}, where {branch!r} is a value."
             )
-    tree[leaf] = yaml.safe_load(value)
+    tree[leaf] = yaml.load(value, Loader)
     if tree[leaf] is None:
         del tree[leaf]
