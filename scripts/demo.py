@@ -2,9 +2,9 @@
 
 First the shipped tiny checkpoint is evaluated on the demo world's test split; then a model is trained for a few
 minutes with the same code from pretrained parts: the image and text encoders of the shipped checkpoint, as the paper's
-joint training starts from pretrained encoders; the unified decoder starts from random weights. Everything lands in
-runs/demo: metrics.json (the shipped checkpoint), short_training.json (the short run), report.md and report.html, and
-the short run's model in runs/demo/model.
+joint training starts from pretrained encoders; the unified decoder starts from random weights and learns text alone
+before it meets images. Everything lands in runs/demo: metrics.json (the shipped checkpoint), short_training.json (the
+short run), report.md and report.html, and the short run's model in runs/demo/model.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers_upv2.evaluation.suite import evaluate_all
 DEMO = RUNS / "demo"
 # The test split is that of the full world; a few minutes of training need fewer training images.
 SIZES = WorldSizes(scenes=(2500, 100, 300), classification=(2500, 100, 600), text=(8000, 500, 500))
-# Two processes on two cores make about 100 updates a minute; the time to perceive all images counts as well.
+# Two processes on two slow cores make about 100 updates a minute; the time to perceive all images counts as well.
 STEPS_PER_MINUTE = 70
 NUM_EXAMPLES = 12
 

@@ -82,7 +82,7 @@ LOCKED: dict[str, Any] = {
     "lr_multipliers": {},
 }
 
-# The demo's short run is that stage as well, with a unified decoder that starts from random weights.
+# The demo's short run is that stage as well, with a unified decoder that has learned nothing but text before it.
 SHORT: dict[str, Any] = {**LOCKED, "learning_rate": 1e-3, "lr_multipliers": {"model.text_encoder": 0.3}}
 
 
@@ -105,6 +105,12 @@ class EncodedImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self.dataset[index], "image_encoding": self.encoding[index]}
+
+
+def wait() -> None:
+    """Wait for the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def perceive_all(
@@ -131,8 +137,7 @@ def perceive_all(
         unfinished = parts[rank].with_suffix(".part")
         ImageEncoding.cat(encodings).save(unfinished)
         unfinished.rename(parts[rank])
-    if dist.is_initialized():
-        dist.barrier()
+    wait()
     return ImageEncoding.cat([ImageEncoding.load(part) for part in parts])
 
 
@@ -237,7 +242,7 @@ def freeze_early_layers(model: UniPerceiverV2ForMultiTask) -> None:
 
 
 def training_arguments(output_dir: Path, max_steps: int, **options: Any) -> UniPerceiverV2TrainingArguments:
-    """Arguments that both stages share; ``options`` are those of one stage."""
+    """Arguments that all stages share; ``options`` are those of one stage."""
     defaults: dict[str, Any] = {
         "output_dir": str(output_dir),
         "max_steps": max_steps,

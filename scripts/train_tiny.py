@@ -34,6 +34,7 @@ from tiny_recipe import (
     perceive_all,
     prepare_world,
     training_arguments,
+    wait,
 )
 from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processor, UniPerceiverV2Trainer
 from transformers_upv2.data.demo_world import World
@@ -69,12 +70,6 @@ def run_stage(trainer: UniPerceiverV2Trainer, folder: Path) -> None:
     if trainer.is_world_process_zero():
         record = {"seconds": round(time.time() - begun.stat().st_mtime), "log_history": trainer.state.log_history}
         (folder / "history.json").write_text(json.dumps(record))
-
-
-def wait() -> None:
-    """Wait for the other process."""
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def run_text(
