@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from transformers import RobertaTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -38,6 +37,7 @@ from tiny_recipe import (
 )
 from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processor, UniPerceiverV2Trainer
 from transformers_upv2.data.demo_world import World
+from transformers_upv2.model.distributed import leave_together
 
 STAGES = {
     "text": {
@@ -152,5 +152,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    if dist.is_initialized():
-        dist.destroy_process_group()  # processes leave together
+    leave_together()

@@ -13,6 +13,7 @@ from tiny_models import CLASS_NAMES, TEXTS, scatter_weights, tiny_config
 from transformers_upv2.data.demo_world import open_world
 from transformers_upv2.data.world_tokenizer import train_tokenizer
 from transformers_upv2.evaluation.suite import default_evaluators, evaluate_all
+from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
@@ -33,7 +34,7 @@ def main() -> None:
     evaluators["captioning"].max_new_tokens = 4
     metrics = evaluate_all(model.eval(), processor, world.val, evaluators, batch_size=8)
     (out / f"{dist.get_world_size()}-{dist.get_rank()}.json").write_text(json.dumps(metrics))
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transformers_upv2.model.distributed import gather_with_gradient, rank, world_size
+from transformers_upv2.model.distributed import gather_with_gradient, leave_together, rank, world_size
 from transformers_upv2.model.likelihood_losses import (
     encode_sharded,
     pair_loss,
@@ -97,4 +97,4 @@ def work(process: int, folder: str) -> None:
         "candidates": {seed: sampled_candidates(seed) for seed in (None, 5)},
     }
     torch.save(result, Path(folder) / f"{process}.pt")
-    dist.destroy_process_group()
+    leave_together()

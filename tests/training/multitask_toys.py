@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -158,8 +157,9 @@ def main():
         "gradients": keeper.gradients,
     }
     torch.save(result, folder / f"result-{trainer.args.process_index}.pt")
-    if dist.is_initialized():
-        dist.destroy_process_group()  # a process that leaves while gloo's threads still run may be aborted
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        os._exit(0)  # gloo's threads, if one frees a tensor while Python ends, abort the process
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tiny_models import CLASS_NAMES, TEXTS, scatter_weights, task_batches, tiny_config
 from transformers_upv2.data.world_tokenizer import train_tokenizer
+from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 
 TASKS = ("retrieval", "captioning", "language_modeling")
@@ -46,4 +47,4 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.save(losses_and_gradients(rank, 2), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    leave_together()

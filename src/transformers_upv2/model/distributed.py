@@ -40,6 +40,17 @@ def of_first_rank(values: Tensor) -> Tensor:
     return values
 
 
+def leave_together() -> None:
+    """End the process group, as the last act of a program that many processes run.
+
+    A thread of gloo frees the tensors of the last exchange once all is done, and for that needs Python; in a process
+    that is leaving by then it aborts ("terminate called without an active exception"). So all wait for each other.
+    """
+    if world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(_: object, features: Tensor) -> Tensor:

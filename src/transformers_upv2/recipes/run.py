@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_upv2.evaluation.results import format_table_6, write_metrics
+from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.recipes import NAMES
 from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
@@ -52,4 +53,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if trainer.is_world_process_zero():
             write_metrics(metrics, options.out / "metrics.json")
             print(format_table_6({options.config: metrics}))
-    trainer.accelerator.end_training()  # processes leave together
+    leave_together()
