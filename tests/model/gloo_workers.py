@@ -85,6 +85,15 @@ def sampled_candidates(step_seed: int | None) -> tuple[Tensor, Tensor]:
     return _candidates_of_step(model, own_share(ANSWERS), step_seed)
 
 
+def own_pairs(process: int) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of one process's pairs alone."""
+    texts = torch.randn(8, 6, generator=torch.Generator().manual_seed(3)).chunk(2)[process]
+    images = texts.roll(1, dims=0).requires_grad_()
+    loss = pair_loss(images, texts, torch.tensor(2.0), 0.1, gather=False)
+    loss.backward()
+    return loss.detach(), images.grad
+
+
 def work(process: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=process, world_size=2)
@@ -94,6 +103,7 @@ def work(process: int, folder: str) -> None:
     result = {
         "losses": run_losses(),
         "gathered": (gathered.detach(), features.grad),
+        "own_pairs": own_pairs(rank()),
         "candidates": {seed: sampled_candidates(seed) for seed in (None, 5)},
     }
     torch.save(result, Path(folder) / f"{process}.pt")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from gloo_workers import ANSWERS, LOSSES, run_losses, work
+from gloo_workers import ANSWERS, LOSSES, own_pairs, run_losses, work
 
 from transformers_upv2.model.distributed import gather_with_gradient, rank, world_size
 
@@ -31,6 +31,13 @@ def test_losses_and_gradients_equal_those_of_one_process(results, name):
     for result in results:
         torch.testing.assert_close(result["losses"][name][0], loss, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(result["losses"][name][1], gradient, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_without_gathering_a_process_compares_its_own_pairs(results):
+    for process, result in enumerate(results):
+        torch.testing.assert_close(result["own_pairs"], own_pairs(process))
+    assert not torch.equal(results[0]["own_pairs"][0], results[1]["own_pairs"][0])
 
 
 @pytest.mark.slow

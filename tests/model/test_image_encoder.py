@@ -1,12 +1,16 @@
 """Perceiving: each image on its own canvas, whatever it is batched with."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from tiny_models import IMAGE_SIZE, box_labels, pad_images, random_images, tiny_config
+from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
 from transformers_upv2.model.image_encoder import ImageEncoder
 from transformers_upv2.model.image_encoding import ImageEncoding
+from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.model.task_forward import full_masks
 
 SIZES = [(64, 64), (40, 64), (64, 33), (96, 32), (50, 60)]  # four canvases, two images share one
@@ -82,6 +86,22 @@ def test_grid_tokens_of_the_real_image_alone_are_marked(session_model):
     assert encoding.token_mask.shape == (2, pools + 4 + proposals)
     assert encoding.token_mask[0].tolist() == [True] * 4 + [False] * 2 + [True] * 6  # canvas of 1 x 2 cells
     assert encoding.token_mask[1].all()
+
+
+@pytest.mark.parametrize(("representation", "hidden"), [("global", slice(6, 12)), ("regional", slice(0, 6))])
+def test_an_image_shows_the_chosen_tokens_alone(session_model, representation, hidden):
+    torch.manual_seed(0)
+    config = UniPerceiverV2Config.from_dict(session_model.config.to_dict() | {"image_representation": representation})
+    model = UniPerceiverV2ForMultiTask(config).eval()
+    model.load_state_dict(session_model.state_dict())
+    encoding = model.encode_image(random_images(1))
+    assert encoding.token_mask[0].tolist() == [not hidden.start <= token < hidden.stop for token in range(12)]
+    logits = model(task="classification", image_encoding=encoding).logits
+    for tokens, changes in ((hidden, False), (slice(12 - hidden.stop, 12 - hidden.start), True)):
+        changed = encoding.tokens.clone()
+        changed[:, tokens] += 1
+        other = dataclasses.replace(encoding, tokens=changed, decoded={})
+        assert torch.equal(model(task="classification", image_encoding=other).logits, logits) != changes
 
 
 def test_best_proposals_enter_in_the_order_of_their_score(session_model):

@@ -201,6 +201,9 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
         num_attention_pools: M' of Eq. 3.
         num_proposals: N, the proposal tokens that enter g, in every task.
         pooled_mask_size: Side of the pooled mask of Eq. 2.
+        image_representation: What g sees of an image (the paper's Table 2): ``"both"``, only the ``"global"`` tokens
+            or only the ``"regional"`` ones, the proposals. The others are masked; a proposal that only asks about
+            itself, as in detection, still can.
         size_divisor: An image's own canvas is its size rounded up to this.
         detection_score: ``"focal"``: a sigmoid per label, so that no score depends on the other labels.
             ``"softmax"``: Eq. 7 on matched proposals; score = foreground probability times softmax.
@@ -208,6 +211,7 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
         share_temperature: One τ for all tasks, as the paper writes, instead of one per family.
         max_logit_scale: Upper bound of 1/τ.
         label_smoothing: Of classification and retrieval.
+        gather_negatives: Retrieval compares the pairs of all processes (section 4.4); else each process its own.
         region_loss_weight: Weight of the class losses of proposals beside the proposal network's own losses.
         proposal_loss_weight: Weight of the proposal network's losses.
         vocabulary_sample_size: Vocabulary candidates of a training step beside the batch's own words; a vocabulary
@@ -240,12 +244,14 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
     num_attention_pools: int = 10
     num_proposals: int = 200
     pooled_mask_size: int = 28
+    image_representation: Literal["both", "global", "regional"] = "both"
     size_divisor: int = 32
     detection_score: Literal["focal", "softmax"] = "focal"
     initial_temperature: float | int = 0.07
     share_temperature: bool = False
     max_logit_scale: float | int = 100.0
     label_smoothing: float | int = 0.1
+    gather_negatives: bool = True
     region_loss_weight: float | int = 4.0
     proposal_loss_weight: float | int = 1.0
     vocabulary_sample_size: int = 2048

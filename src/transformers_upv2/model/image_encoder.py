@@ -52,6 +52,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.size_divisor = config.size_divisor
         self.num_proposals = config.num_proposals
+        self.representation = config.image_representation
         self.backbone = AutoBackbone.from_config(config.backbone_config)
         channels = list(self.backbone.channels)
         if len(channels) != len(BACKBONE_STRIDES):
@@ -215,12 +216,12 @@ class ImageEncoder(nn.Module):
             [pooled + self.pooled_type, grid + self.grid_type, proposals + self.proposal_type],
             dim=1,
         )
+        shows = {
+            "global": torch.cat([grid_mask.new_ones(pooled.shape[:2]), grid_mask.flatten(1)], dim=1),
+            "regional": grid_mask.new_ones(proposals.shape[:2]),
+        }
         token_mask = torch.cat(
-            [
-                grid_mask.new_ones(pooled.shape[:2]),
-                grid_mask.flatten(1),
-                grid_mask.new_ones(proposals.shape[:2]),
-            ],
+            [mask & (self.representation in ("both", kind)) for kind, mask in shows.items()],
             dim=1,
         )
         return ImageEncoding(

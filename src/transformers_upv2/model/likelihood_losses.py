@@ -98,21 +98,24 @@ def region_losses(detection_score: str, logits: Tensor, labels: Tensor) -> dict[
     return terms
 
 
-def pair_loss(image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, label_smoothing: float) -> Tensor:
-    """Symmetric contrastive loss over the pairs of all processes.
+def pair_loss(
+    image_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor, label_smoothing: float, *, gather: bool = True
+) -> Tensor:
+    """Symmetric contrastive loss.
 
     Args:
         image_embeds: Unit vectors, ``(batch, D)``.
         text_embeds: Unit vectors of the images' captions, ``(batch, D)``.
         logit_scale: 1/τ, scalar.
         label_smoothing: Share of the target that is spread over all pairs.
+        gather: Compare the pairs of all processes, else those of this one.
 
     Returns:
-        Scalar, the same on every process.
+        Scalar, with ``gather`` the same on every process.
     """
-    images = gather_with_gradient(image_embeds).float()
-    texts = gather_with_gradient(text_embeds).float()
-    logits = logit_scale * images @ texts.T  # (pairs, pairs)
+    if gather:
+        image_embeds, text_embeds = gather_with_gradient(image_embeds), gather_with_gradient(text_embeds)
+    logits = logit_scale * image_embeds.float() @ text_embeds.float().T  # (pairs, pairs)
     labels = torch.arange(len(logits), device=logits.device)
     return 0.5 * (
         F.cross_entropy(logits, labels, label_smoothing=label_smoothing)

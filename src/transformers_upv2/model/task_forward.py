@@ -116,7 +116,8 @@ def retrieval(
     output = image_text_output(model, encoding, images, texts, task.temperature)
     if len(images) == len(texts):
         scale = model.likelihood.logit_scale(task.temperature)
-        loss = pair_loss(images, texts, scale, model.config.label_smoothing)
+        config = model.config
+        loss = pair_loss(images, texts, scale, config.label_smoothing, gather=config.gather_negatives)
         return _with_loss(output, loss, {"loss_pair": loss})
     if model.training:
         raise ValueError(
