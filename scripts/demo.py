@@ -22,13 +22,14 @@ from PIL import Image
 from transformers import pipeline
 from transformers.utils import logging
 
-from tiny_recipe import ROOT, RUNS, SHIPPED, evaluators, load_folder, prepare_world, save_folder
+from tiny_recipe import ROOT, RUNS, SHIPPED, evaluators, save_folder
 from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processor
 from transformers_upv2.data.demo_world import World, WorldSizes
 from transformers_upv2.evaluation.reference_scores import blind_baselines, ceilings
 from transformers_upv2.evaluation.report import HEADLINE_METRICS, write_report
 from transformers_upv2.evaluation.report_figures import ReportExample
 from transformers_upv2.evaluation.suite import evaluate_all
+from transformers_upv2.studies.world_model import load_folder, prepare_world
 
 DEMO = RUNS / "demo"
 # The test split is that of the full world; a few minutes of training need fewer training images.

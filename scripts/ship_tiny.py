@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-from tiny_recipe import RUNS, SHIPPED, evaluators, load_folder, prepare_world, save_folder
+from tiny_recipe import RUNS, SHIPPED, evaluators, save_folder
 from transformers_upv2.evaluation.reference_scores import blind_baselines, ceilings
 from transformers_upv2.evaluation.report import HEADLINE_METRICS
 from transformers_upv2.evaluation.suite import evaluate_all
 from transformers_upv2.model_card import CardFacts, fill_card
+from transformers_upv2.studies.world_model import load_folder, prepare_world
 
 RUN = RUNS / "train_tiny"
 STAGES = ("text", "detection", "joint", "locked")
@@ -51,7 +52,7 @@ def describe_run() -> CardFacts:
 
 def main() -> None:
     """Evaluate, then replace the shipped folder."""
-    world = prepare_world()
+    world = prepare_world(RUNS / "world")
     model, processor = load_folder(RUN / "locked" / "final")
     metrics = evaluate_all(model, processor, world.test, evaluators(), batch_size=50)
     blind = blind_baselines(model, processor, world.test, world.train, evaluators())

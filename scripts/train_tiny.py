@@ -17,27 +17,21 @@ from typing import Any
 from transformers import RobertaTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
-from tiny_recipe import (
-    JOINT,
-    LOCKED,
-    RUNS,
-    SHORT,
-    ColoredObjects,
-    EncodedImages,
-    build_model,
-    class_agnostic,
-    freeze_early_layers,
-    from_encoders_of,
-    load_folder,
-    make_trainer,
-    perceive_all,
-    prepare_world,
-    training_arguments,
-    wait,
-)
+from tiny_recipe import JOINT, LOCKED, RUNS, SHORT, from_encoders_of
 from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processor, UniPerceiverV2Trainer
 from transformers_upv2.data.demo_world import World
 from transformers_upv2.model.distributed import leave_together
+from transformers_upv2.studies.perceived import EncodedImages, perceive_all, wait
+from transformers_upv2.studies.world_model import (
+    ColoredObjects,
+    build_model,
+    class_agnostic,
+    freeze_early_layers,
+    load_folder,
+    make_trainer,
+    prepare_world,
+    training_arguments,
+)
 
 STAGES = {
     "text": {

@@ -1,4 +1,4 @@
-"""Verbs that describe and measure a model: `info` and `evaluate`."""
+"""Verbs that describe and measure: `info`, `evaluate` and `study`."""
 
 import argparse
 import dataclasses
@@ -20,12 +20,14 @@ from transformers_upv2.cli.common import (
 )
 
 IMAGE_SIZE = (640, 640)
+STUDY_NAMES = ("table2", "table3", "table4", "table5")
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Add the verbs of this file."""
     _add_info(verbs)
     _add_evaluate(verbs)
+    _add_study(verbs)
 
 
 def _add_info(verbs: Verbs) -> None:
@@ -162,3 +164,30 @@ def _ask_for_classes(model: Any, processor: Any, datasets: dict[str, Any], task:
     wanted = list(datasets[task].class_names)
     if model.config.label_sets.get(task, {}).get("names") != wanted:
         model.set_labels(wanted, processor.tokenizer, label_set=task)
+
+
+def _add_study(verbs: Verbs) -> None:
+    parser = add_verb(
+        verbs,
+        "study",
+        study,
+        "repeat an ablation of the paper in small, on the demo world (extras `demo` and `metrics`)",
+        [
+            "upv2 study table2",
+            "upv2 study table4 --seeds 3 4 5 --out runs/other_seeds",
+        ],
+    )
+    parser.add_argument("name", choices=STUDY_NAMES, help="the paper's table")
+    parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs (default: 0 1 2)")
+
+
+def study(options: argparse.Namespace) -> None:
+    """Run what is missing of a study and print its table."""
+    quiet_libraries()
+
+    from transformers_upv2.studies.study import run_study
+    from transformers_upv2.studies.table import format_table
+
+    print(format_table(run_study(options.name, options.out, options.seeds)))
+    print(f"The table and its picture are in {options.out}.")

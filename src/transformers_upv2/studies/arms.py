@@ -1,0 +1,124 @@
+"""The arms of all studies, as data.
+
+Reference: Uni-Perceiver v2, section 5.3 and tables 2 to 5: four tasks, without language modeling, from an image
+encoder that was pretrained on detection.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+TASKS = ("detection", "classification", "retrieval", "captioning")
+"""The tasks of the paper's ablations."""
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is trained, on which tasks and from where.
+
+    Attributes:
+        name: Folder of its runs.
+        tasks: Sampled equally often.
+        config: Fields of the model's config that differ; a dict replaces single fields of a part.
+        arguments: Training arguments that differ.
+        start: ``"detection"``: text and image side are pretrained on the world's text and objects;
+            ``"imagenet"``: text alone, and ImageNet's backbone; ``"scratch"``: text alone.
+        locked: The image side stays as it is and has perceived every image once.
+        processes: With two, both share the batches.
+    """
+
+    name: str
+    tasks: tuple[str, ...] = TASKS
+    config: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    arguments: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
+    start: Literal["detection", "imagenet", "scratch"] = "detection"
+    locked: bool = True
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Study:
+    """One table.
+
+    Attributes:
+        title: What it asks.
+        arms: Each arm under the name of its row.
+        reference: Row that all others are compared with.
+        finding: What the paper found in its own setting, for the reader to compare; None without a counterpart.
+    """
+
+    title: str
+    arms: Mapping[str, Arm]
+    reference: str
+    finding: str | None = None
+
+
+_DENSE = {"decoder_config": {"num_experts": 1, "num_experts_per_group": 1}}
+_ADAMW = {"optimizer": "adamw"}
+_DEFAULT = Arm("all_tasks")
+
+
+def _without(task: str) -> tuple[str, ...]:
+    return tuple(name for name in TASKS if name != task)
+
+
+def _sampling_arm(name: str, *, gather: bool, **arguments: Any) -> Arm:
+    return Arm(f"sampling_{name}", config={"gather_negatives": gather}, arguments=arguments, processes=2)
+
+
+STUDIES = {
+    "table2": Study(
+        title="What the unified decoder sees of an image",
+        arms={
+            "global": Arm("global", _without("detection"), {"image_representation": "global"}),
+            "regional": Arm("regional", config={"image_representation": "regional"}),
+            "global + regional": _DEFAULT,
+        },
+        reference="global + regional",
+        finding="regional helps retrieval and captioning most, global helps classification, both together is best "
+        "overall.",
+    ),
+    "table3": Study(
+        title="Collaboration and interference between tasks",
+        arms={
+            **{f"{task} alone": Arm(f"only_{task}", (task,), _DENSE) for task in TASKS},
+            "all tasks": Arm("all_tasks_dense", config=_DENSE),
+            **{f"without {task}": Arm(f"without_{task}", _without(task), _DENSE) for task in TASKS},
+            "all tasks, Conditional MoE": _DEFAULT,
+        },
+        reference="all tasks",
+        finding="tasks interfere more often than they help, retrieval suffers most from the others, and Conditional "
+        "MoE mitigates it on every task.",
+    ),
+    "table4": Study(
+        title="Sampling and optimizer, on two processes",
+        arms={
+            "mixed, AdamW": _sampling_arm("mixed", gather=False, sampling="mixed", **_ADAMW),
+            "unmixed, AdamW": _sampling_arm("unmixed", gather=False, **_ADAMW),
+            "unmixed, gathered, AdamW": _sampling_arm("gathered", gather=True, **_ADAMW),
+            "unmixed, gathered, AdamW clipped at 1.0": _sampling_arm(
+                "clipped", gather=True, max_grad_norm=1.0, **_ADAMW
+            ),
+            "unmixed, gathered, TBGN": _sampling_arm("tbgn", gather=True),
+        },
+        reference="unmixed, gathered, TBGN",
+        finding="mixed and unmixed are close, gathered negatives lift retrieval, TBGN lifts all, captions most.",
+    ),
+    "table5": Study(
+        title="Where the image side starts",
+        arms={
+            "scratch": Arm("start_scratch", start="scratch", locked=False),
+            "ImageNet classification": Arm("start_imagenet", start="imagenet", locked=False),
+            "the world's detection": Arm("start_detection", locked=False),
+        },
+        reference="the world's detection",
+        finding="detection pretraining after ImageNet lifts detection and captioning, and leaves the rest as it is.",
+    ),
+}
+"""The studies by name."""
+
+ARMS = {arm.name: arm for study in STUDIES.values() for arm in study.arms.values()}
+"""All arms by name; one that several studies share is trained once."""

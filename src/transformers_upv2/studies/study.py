@@ -1,0 +1,93 @@
+"""Run a study: every arm with every seed, as many at a time as there are cores, and go on where it stopped."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from transformers_upv2.studies.arms import STUDIES, Arm
+from transformers_upv2.studies.settings import StudyPaths, StudySettings
+from transformers_upv2.studies.table import StudyTable, read_table, write_table
+from transformers_upv2.studies.world_model import prepare_world
+
+SEEDS = (0, 1, 2)
+DEFAULT_SETTINGS = StudySettings()
+
+
+def run_study(
+    name: str, folder: Path, seeds: Sequence[int] = SEEDS, settings: StudySettings = DEFAULT_SETTINGS
+) -> StudyTable:
+    """Run what is missing of a study, and write its table and its picture.
+
+    Args:
+        name: Key of ``STUDIES``.
+        folder: Of all studies; what they share is made once.
+        seeds: Of the runs of each arm.
+        settings: Their size; the same for all studies of the folder.
+
+    Returns:
+        The table; it is also in ``folder/NAME.md`` and ``folder/NAME.png``.
+
+    Raises:
+        ValueError: If there is no such study, or the folder was made with other settings.
+        RuntimeError: If a run fails; its log is named. What is done is kept.
+    """
+    if name not in STUDIES:
+        raise ValueError(f"`name` must be one of {sorted(STUDIES)}, got {name!r}.")
+    study, paths = STUDIES[name], StudyPaths(folder)
+    paths.keep_settings(settings)
+    missing = [
+        (arm, seed) for seed in seeds for arm in study.arms.values() if not paths.metrics(arm.name, seed).exists()
+    ]
+    if missing:
+        _prepare(paths, [arm for arm, _ in missing])
+        _run_all(paths, missing)
+    table = read_table(name, study, paths, seeds)
+    write_table(table, folder)
+    return table
+
+
+def _prepare(paths: StudyPaths, arms: Sequence[Arm]) -> None:
+    """Make what the runs share, with one process a core, two at most."""
+    prepare_world(paths.world, paths.read_settings().world)
+    shared = sorted({arm.name: arm for arm in arms if arm.locked})
+    processes = min(2, _cores())
+    _call("transformers_upv2.studies.prepare", [str(paths.root), *shared], processes, paths.root / "prepare.log")
+
+
+def _run_all(paths: StudyPaths, missing: Sequence[tuple[Arm, int]]) -> None:
+    """Run single-process arms side by side, then the others one after the other."""
+
+    def run(job: tuple[Arm, int]) -> None:
+        arm, seed = job
+        log = paths.run(arm.name, seed) / "log.txt"
+        _call("transformers_upv2.studies.run", [str(paths.root), arm.name, str(seed)], arm.processes, log)
+        bar.update()
+
+    with tqdm(total=len(missing), desc="runs", unit="run") as bar, ThreadPoolExecutor(_cores()) as pool:
+        list(pool.map(run, [job for job in missing if job[0].processes == 1]))
+        for job in missing:
+            if job[0].processes > 1:
+                run(job)
+
+
+def _call(module: str, arguments: Sequence[str], processes: int, log: Path) -> None:
+    """Run a module in processes of one thread each, its output in a file."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        command = [*launcher, "-m", module, *arguments]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"`{' '.join(arguments)}` failed with exit code {done.returncode}. Its output is in {log}.")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

