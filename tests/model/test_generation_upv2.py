@@ -213,3 +213,30 @@ def test_sampling_depends_on_the_generators_seed_and_stops_at_the_length(caption
     assert sample(0).shape == (6, 6)
     assert torch.equal(sample(0), sample(0))
     assert not torch.equal(sample(0), sample(1))
+
+
+def test_a_returned_cache_continues_the_caption(captioner, images):
+    options = {"eos_token_id": -1, "pad_token_id": 1, "return_dict_in_generate": True, "output_logits": True}
+    whole = captioner.generate(**images, max_new_tokens=5, **options)
+    begun = captioner.generate(**images, max_new_tokens=3, **options)
+    assert begun.cache.get_seq_length() == 3  # <s> and two words; the third is not read yet
+    rest = captioner.generate(begun.sequences, cache=begun.cache, **images, max_new_tokens=2, **options)
+    assert torch.equal(rest.sequences, whole.sequences)
+    torch.testing.assert_close(
+        torch.stack(begun.logits + rest.logits), torch.stack(whole.logits), atol=1e-3, rtol=1e-5
+    )
+    assert rest.cache.get_seq_length() == whole.cache.get_seq_length() == 5
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"cache_implementation": "static"}, "`cache_implementation` must be 'dynamic'.*got 'static'"),
+        ({"inputs_embeds": torch.zeros(3, 1, 32)}, "not used by the model: .'inputs_embeds'"),
+        ({"prompt_lookup_num_tokens": 2}, "only supports .*ASSISTED_GENERATION"),
+    ],
+    ids=["cache", "embeddings", "assisted"],
+)
+def test_what_captioning_cannot_do_is_refused(captioner, images, option, message):
+    with pytest.raises(ValueError, match=message):
+        captioner.generate(**images, max_new_tokens=2, **option)

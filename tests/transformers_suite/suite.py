@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 FOLDER_VARIABLE = "TRANSFORMERS_TESTS"
-PACKAGE = "transformers_tests"
+PACKAGE = "tests"  # the name by which they import each other
 # Left out of the sdist: without the whole repository the tests of these two are not there to be run.
 NOT_IN_SDIST = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils": "GenerationTesterMixin"}
 # A script beside transformers' tests that knows where its CI keeps pictures; no test that we run needs one.

@@ -1,9 +1,13 @@
-"""transformers' ModelTesterMixin over every model class, one test case each; skips are listed in the docs."""
+"""transformers' ModelTesterMixin over every model class, one test case each; skips are listed in the docs.
+
+The captioning class runs GenerationTesterMixin as well, if the folder of tests has it.
+"""
 
 import unittest
 from typing import Any
 
 import torch
+from generation_checks import GenerationChecks
 from model_tester import IMAGE_LENGTH, SWIN, TEXT_LENGTH, TinyModelTester
 from suite import load
 
@@ -33,6 +37,7 @@ SPE_FIRST = {
     "test_get_text_features_output_0": "[SPE] comes before the tokens of the text",
     "test_get_text_features_output_2": "[SPE] comes before the tokens of the text",
 }
+ASSISTED = ("test_assisted_decoding", "test_prompt_lookup_decoding_matches_greedy_search")
 
 
 class ModelCase(common.ModelTesterMixin):
@@ -144,14 +149,24 @@ class ZeroShotObjectDetectionTest(ModelCase, unittest.TestCase):
     inputs = IMAGE + TEXT
 
 
-class ConditionalGenerationTest(ModelCase, common.GenerationTesterMixin, unittest.TestCase):
+class ConditionalGenerationTest(GenerationChecks, ModelCase, common.GenerationTesterMixin, unittest.TestCase):
     all_model_classes = (UniPerceiverV2ForConditionalGeneration,)
     inputs = IMAGE + TEXT
     seq_length = IMAGE_LENGTH + TEXT_LENGTH + 1  # the slot of the next word
-    skips = TIMM_BUFFERS | {
-        "test_bc_cache_name_forward": "makes a cache with as many layers as the text encoder, but ours holds those of "
-        "the decoder as well; tests/model/test_generation_upv2.py tests the old name"
-    }
+    skips = (
+        TIMM_BUFFERS
+        | dict.fromkeys(ASSISTED, "a pass predicts one word, so assisted generation is refused")
+        | {
+            "test_bc_cache_name_forward": "makes a cache with as many layers as the text encoder, but ours holds "
+            "those of the decoder as well; tests/model/test_generation_upv2.py tests the old name",
+            "test_generate_without_input_ids": "gives no image either; ours needs one, and nothing else",
+            "test_generate_with_quant_cache": "the cache has to be a dynamic one, any other is refused",
+        }
+    )
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.model_tester.text_seq_length = TEXT_LENGTH  # of what generate() goes on from
 
     def labels(self) -> torch.Tensor:
         return self.model_tester.all_inputs()["input_ids"]

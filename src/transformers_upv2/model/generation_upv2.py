@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMode
 from transformers.utils.deprecation import deprecate_kwarg
 
 from .caption_layout import step_layout
@@ -40,6 +41,13 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
 
     main_input_name = "input_ids"
     _can_compile_fullgraph = False  # a static cache would be sized for the words alone
+    # a pass has one slot, so it cannot check several guessed words as assisted generation does
+    _supported_generation_modes = (
+        GenerationMode.GREEDY_SEARCH,
+        GenerationMode.SAMPLE,
+        GenerationMode.BEAM_SEARCH,
+        GenerationMode.BEAM_SAMPLE,
+    )
 
     @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
@@ -105,7 +113,7 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
         image_encoding: ImageEncoding | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Write captions; every option of `transformers.GenerationMixin.generate` applies.
+        """Write captions, greedy, sampled or with beams, with the options of `transformers.GenerationMixin.generate`.
 
         Args:
             inputs: A caption's beginning, ``<s>`` first and without ``</s>``, padded on the left, ``(batch, tokens)``;
@@ -119,7 +127,8 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             Token ids with ``<s>``, or what the options ask for.
 
         Raises:
-            ValueError: If there are several images and another number of beginnings.
+            ValueError: If there are several images and another number of beginnings, or for assisted generation,
+                ``inputs_embeds`` or a ``cache_implementation`` other than ``"dynamic"``.
         """
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         input_ids = kwargs.pop("input_ids", inputs)
@@ -128,10 +137,20 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
         encoding = match_texts(encoding, len(input_ids))
         return super().generate(input_ids, image_encoding=encoding, **kwargs)
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """Inputs of a step of `generate`; without ``inputs_embeds``, since RoBERTa reads words and slots as ids."""
+        return super().prepare_inputs_for_generation(input_ids, **kwargs)
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
         # transformers would size it for the text encoder's layers; ours holds the decoder's as well
+        kind = generation_config.cache_implementation
+        if kind not in (None, "dynamic"):
+            raise ValueError(
+                "`cache_implementation` must be 'dynamic', since the cache holds the layers of two networks, one with "
+                f"the image and one without, got {kind!r}. Leave it out."
+            )
         if generation_config.use_cache and model_kwargs.get("cache") is None:
             model_kwargs["cache"] = DynamicCache()
 
