@@ -20,7 +20,7 @@ from transformers_upv2.cli.common import (
 )
 
 IMAGE_SIZE = (640, 640)
-STUDY_NAMES = ("table2", "table3", "table4", "table5")
+STUDY_NAMES = ("table2", "table3", "table4", "table5", "fgd", "visft", "queries")
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -177,7 +177,7 @@ def _add_study(verbs: Verbs) -> None:
             "upv2 study table4 --seeds 3 4 5 --out runs/other_seeds",
         ],
     )
-    parser.add_argument("name", choices=STUDY_NAMES, help="the paper's table")
+    parser.add_argument("name", choices=STUDY_NAMES, help="the paper's table, or a method of its neighbourhood")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder (default: %(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs (default: 0 1 2)")
 

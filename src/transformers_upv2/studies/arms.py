@@ -1,4 +1,4 @@
-"""The arms of all studies, as data.
+"""The arms of all studies, as data: the paper's tables, and the methods of its neighbourhood.
 
 Reference: Uni-Perceiver v2, section 5.3 and tables 2 to 5: four tasks, without language modeling, from an image
 encoder that was pretrained on detection.
@@ -28,6 +28,8 @@ class Arm:
             ``"imagenet"``: text alone, and ImageNet's backbone; ``"scratch"``: text alone.
         locked: The image side stays as it is and has perceived every image once.
         processes: With two, both share the batches.
+        rounds: How many times the usual number of updates.
+        recipe: How it is trained, key of ``RECIPES`` in ``run.py``.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Arm:
     start: Literal["detection", "imagenet", "scratch"] = "detection"
     locked: bool = True
     processes: int = 1
+    rounds: int = 1
+    recipe: Literal["plain", "distilled", "untrained", "visft"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -58,11 +62,23 @@ class Study:
 
 _DENSE = {"decoder_config": {"num_experts": 1, "num_experts_per_group": 1}}
 _ADAMW = {"optimizer": "adamw"}
+_SMALL_BACKBONE = {"backbone": "test_efficientnet"}
 _DEFAULT = Arm("all_tasks")
 
 
 def _without(task: str) -> tuple[str, ...]:
     return tuple(name for name in TASKS if name != task)
+
+
+def _detector(name: str, **proposal_config: Any) -> Arm:
+    """A proposal network that learns to detect from ImageNet's backbone."""
+    config = {"proposal_config": proposal_config}
+    return Arm(name, ("detection",), config, start="imagenet", locked=False, rounds=6)
+
+
+def _student(name: str, **fields: Any) -> Arm:
+    """A detector with a small backbone that nothing has trained."""
+    return Arm(name, ("detection",), {"backbone_config": _SMALL_BACKBONE}, locked=False, rounds=6, **fields)
 
 
 def _sampling_arm(name: str, *, gather: bool, **arguments: Any) -> Arm:
@@ -116,6 +132,38 @@ STUDIES = {
         },
         reference="the world's detection",
         finding="detection pretraining after ImageNet lifts detection and captioning, and leaves the rest as it is.",
+    ),
+    "fgd": Study(
+        title="A small student, alone and with a teacher (FGD)",
+        arms={
+            "student alone": _student("student_alone", start="scratch"),
+            "the teacher's heads": _student("student_inherits"),
+            "the teacher's heads, FGD": _student("student_distilled", recipe="distilled"),
+        },
+        reference="the teacher's heads, FGD",
+    ),
+    "visft": Study(
+        title="A linear probe of the backbone on digits that the world does not have (ViSFT)",
+        arms={
+            "ImageNet's backbone": Arm("visft_before", (), start="imagenet", locked=False, recipe="untrained"),
+            "after ViSFT": Arm(
+                "visft_after", ("detection", "captioning"), start="imagenet", locked=False, rounds=2, recipe="visft"
+            ),
+        },
+        reference="after ViSFT",
+    ),
+    "queries": Study(
+        title="Query positions (GQPos) and similar attention (SiA) in the proposal network",
+        arms={
+            "anchor, deformable (Mask DINO)": _detector("queries_anchor"),
+            "static (DETR)": _detector("queries_static", query_position="static"),
+            "guided (GQPos)": _detector("queries_guided", query_position="guided"),
+            "dense": _detector("queries_dense", cross_attention="dense"),
+            "dense, similar attention (SiA)": _detector(
+                "queries_similar", cross_attention="dense", similar_attention=True
+            ),
+        },
+        reference="anchor, deformable (Mask DINO)",
     ),
 }
 """The studies by name."""

@@ -6,15 +6,18 @@ python -m transformers_upv2.studies.run FOLDER ARM SEED
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from transformers_upv2.data.demo_world import World, open_world
 from transformers_upv2.evaluation.captioning import CaptioningEvaluator
 from transformers_upv2.evaluation.detection import DetectionEvaluator
+from transformers_upv2.evaluation.linear_probe import linear_probe
 from transformers_upv2.evaluation.retrieval import RetrievalEvaluator
 from transformers_upv2.evaluation.suite import default_evaluators, evaluate_all
 from transformers_upv2.model.distributed import leave_together, rank, world_size
@@ -27,9 +30,11 @@ from transformers_upv2.studies.start import start_model
 from transformers_upv2.studies.world_model import (
     MAX_CAPTION_TOKENS,
     freeze_early_layers,
+    load_folder,
     make_trainer,
     training_arguments,
 )
+from transformers_upv2.training.distillation import DistillationTrainer
 
 COMMON: dict[str, Any] = {"learning_rate": 1e-3, "adam_beta1": 0.97, "adam_beta2": 0.99, "save_strategy": "no"}
 """Training arguments of all arms; what differs is an arm's own."""
@@ -39,6 +44,7 @@ TASK_WEIGHTS = {"detection": 4.0, "captioning": 4.0, "retrieval": 4.0}
 LR_MULTIPLIERS = {"model.text_encoder": 0.3}
 BACKBONE_MULTIPLIER = {"model.image_encoder.backbone": 0.2}
 EVALUATION_BATCH = 50
+FIRST_UNSEEN_DIGIT = 6
 DATA = {"classification": "classification", "captioning": "captioning", "retrieval": "captioning"}
 """Tasks whose images can be perceived once, and the data set that is perceived."""
 
@@ -52,19 +58,77 @@ def run(paths: StudyPaths, arm: Arm, seed: int) -> dict[str, float]:
     if arm.locked:
         model.model.image_encoder.requires_grad_(False)
         datasets |= perceived_datasets(paths, arm, model, processor, world)
-    elif arm.start != "scratch":
+    elif arm.start != "scratch" and "backbone_config" not in arm.config:
         freeze_early_layers(model)
-    trainer = make_trainer(model, processor, datasets, arguments_of(paths, arm, seed))
-    trainer.train()
+    metrics = RECIPES[arm.recipe](paths, arm, seed, model, processor, datasets) or {}
     trained = time.time()
-    metrics = measure(model, processor, {task: world.test[task] for task in arm.tasks})
+    metrics |= measure(model, processor, {task: world.test[task] for task in arm.tasks})
     return {**metrics, "seconds/training": trained - started, "seconds/evaluation": time.time() - trained}
 
 
-def arguments_of(paths: StudyPaths, arm: Arm, seed: int) -> Any:
-    """Training arguments: the common ones, and the arm's."""
+def train_plainly(*run: Any) -> None:
+    """Train as the arm says."""
+    paths, arm, seed, model, processor, datasets = run
+    make_trainer(model, processor, datasets, arguments_of(paths, arm, seed)).train()
+
+
+def train_distilled(*run: Any) -> None:
+    """Train with the pretrained detector as the teacher."""
+    paths, arm, seed, model, processor, datasets = run
+    teacher, _ = load_folder(paths.detection_part)
+    arguments = arguments_of(paths, arm, seed)
+    make_trainer(model, processor, datasets, arguments, DistillationTrainer, teacher=teacher).train()
+
+
+def train_visft(*run: Any) -> dict[str, float]:
+    """Train the heads on the frozen backbone, then LoRA in the backbone on frozen heads, and probe it."""
+    from transformers_upv2.training.visft import adapt_encoder, freeze_encoder, merge_encoder
+
+    paths, arm, seed, model, processor, datasets = run
+    freeze_encoder(model)
+    arguments = arguments_of(paths, arm, seed, lr_multipliers=LR_MULTIPLIERS)
+    make_trainer(model, processor, datasets, arguments).train()
+    adapt_encoder(model, layers="pointwise")
+    arguments = arguments_of(paths, arm, seed, lr_multipliers={})
+    make_trainer(model, processor, datasets, arguments).train()
+    merge_encoder(model)
+    return probe(model, processor)
+
+
+def leave_untrained(*run: Any) -> dict[str, float]:
+    """Probe what the arm starts from."""
+    _, _, _, model, processor, _ = run
+    return probe(model, processor)
+
+
+RECIPES: dict[str, Callable[..., dict[str, float] | None]] = {
+    "plain": train_plainly,
+    "distilled": train_distilled,
+    "visft": train_visft,
+    "untrained": leave_untrained,
+}
+"""How an arm is trained; what it returns are further metrics."""
+
+
+def probe(model: UniPerceiverV2ForMultiTask, processor: UniPerceiverV2Processor) -> dict[str, float]:
+    """Tell scikit-learn's handwritten six to nine, none of which is in the world, apart by the backbone's features."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    chosen = digits.target >= FIRST_UNSEEN_DIGIT
+    images = [
+        Image.fromarray((16 * digit).clip(0, 255).astype("uint8")).convert("RGB") for digit in digits.images[chosen]
+    ]
+    labels = (digits.target[chosen] - FIRST_UNSEEN_DIGIT).tolist()
+    half = len(images) // 2
+    accuracy = linear_probe(model, processor, images[:half], labels[:half], images[half:], labels[half:])
+    return {"probe/accuracy": accuracy}
+
+
+def arguments_of(paths: StudyPaths, arm: Arm, seed: int, **changes: Any) -> Any:
+    """Training arguments: the common ones, the arm's, and changes of one stage."""
     mixed = arm.arguments.get("sampling") == "mixed"
-    updates = paths.read_settings().updates_per_task * (1 if mixed else len(arm.tasks))
+    updates = paths.read_settings().updates_per_task * arm.rounds * (1 if mixed else len(arm.tasks))
     tbgn = arm.arguments.get("optimizer") != "adamw"
     shrink = world_size() * (1 if arm.locked else 4)
     options = {
@@ -77,7 +141,7 @@ def arguments_of(paths: StudyPaths, arm: Arm, seed: int) -> Any:
         "disable_tqdm": True,
         "logging_steps": 10,
     }
-    return training_arguments(paths.run(arm.name, seed), updates, **COMMON | options | dict(arm.arguments))
+    return training_arguments(paths.run(arm.name, seed), updates, **COMMON | options | dict(arm.arguments) | changes)
 
 
 def perceived_datasets(

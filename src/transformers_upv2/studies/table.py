@@ -19,8 +19,9 @@ METRICS = {
     "retrieval/text_to_image_r1": "T→I R@1",
     "captioning/bleu4": "BLEU-4",
     "captioning/cider": "CIDEr",
+    "probe/accuracy": "probe top-1",
 }
-"""The columns, those of the paper's tables and CIDEr."""
+"""The columns: those of the paper's tables, CIDEr and the linear probe."""
 SIGNIFICANCE = 0.05
 
 

@@ -147,20 +147,23 @@ def make_trainer(
     processor: UniPerceiverV2Processor,
     datasets: Mapping[str, Dataset],
     arguments: UniPerceiverV2TrainingArguments,
+    trainer_class: type[UniPerceiverV2Trainer] = UniPerceiverV2Trainer,
+    **options: Any,
 ) -> UniPerceiverV2Trainer:
-    """Put a stage together; colors are jittered a little, since captions name them."""
+    """Put a stage together; colors are jittered a little, since captions name them. `options` are the Trainer's."""
     jitter = ColorJitter(0.1)
     images = [
         task
         for task, dataset in datasets.items()
         if task != "language_modeling" and not isinstance(dataset, EncodedImages)
     ]
-    return UniPerceiverV2Trainer(
+    return trainer_class(
         model=model,
         args=arguments,
         train_dataset=dict(datasets),
         processing_class=processor,
         transforms=dict.fromkeys(images, jitter),
+        **options,
     )
 
 
