@@ -66,7 +66,7 @@ def test_anchor_codes_change_from_layer_to_layer():
 def test_guided_codes_add_an_update_from_the_newest_box_to_the_first_code():
     decoder = build("guided")
     _, _, codes, boxes = run(decoder)
-    first, last = decoder.box_position_head.update.layers
+    first, _, last = decoder.box_position_head.update
     for layer in (1, 2):
         sine = encode_sinusoidal_position_embedding(boxes[layer], num_pos_feats=16)
         hidden = (sine @ first.weight.T + first.bias).clamp(min=0)
@@ -93,14 +93,14 @@ def test_a_new_guided_head_is_a_static_one():
     static, guided = build("static"), build("guided", scattered=False)
     missing, unexpected = guided.load_state_dict(static.state_dict(), strict=False)
     assert sorted(missing) == [
-        f"box_position_head.update.layers.{index}.{name}" for index in (0, 1) for name in ("bias", "weight")
+        f"box_position_head.update.{index}.{name}" for index in (0, 2) for name in ("bias", "weight")
     ]
     assert unexpected == []
     (expected, expected_last, _), *_ = run(static)
     (semantic, last, _), *_ = run(guided)
     assert torch.equal(semantic, expected)
     assert torch.equal(last.boxes, expected_last.boxes)
-    assert guided.box_position_head.update.layers[0].weight.any()  # else nothing could be learned
+    assert guided.box_position_head.update[0].weight.any()  # else nothing could be learned
 
 
 @torch.no_grad()

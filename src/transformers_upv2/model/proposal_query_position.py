@@ -12,7 +12,7 @@ What follows is one of three heads, each with the same p_0:
 D_p is the hidden size.
 """
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import initialization as init
 
 from .position_encoding import encode_boxes
@@ -54,21 +54,22 @@ class GuidedPositionHead(AnchorPositionHead):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__(hidden_size)
-        self.update = ZeroPredictionHead(2 * hidden_size, hidden_size, hidden_size, 2)
+        self.update = nn.Sequential(
+            nn.Linear(2 * hidden_size, hidden_size), nn.ReLU(), ZeroLinear(hidden_size, hidden_size)
+        )
 
     def following(self, first: Tensor, box_codes: Tensor, /) -> Tensor:
         """Return p_0 + φ(PE(b_l))."""
         return first + self.update(box_codes)
 
 
-class ZeroPredictionHead(PredictionHead):
-    """A head whose output is zero until it has learned."""
+class ZeroLinear(nn.Linear):
+    """A linear layer whose output is zero until it has learned."""
 
     def reset_parameters(self) -> None:
-        """Fill all layers uniformly but the last, which is zero."""
-        super().reset_parameters()
-        init.zeros_(self.layers[-1].weight)
-        init.zeros_(self.layers[-1].bias)
+        """Fill weight and bias with zeros."""
+        init.zeros_(self.weight)
+        init.zeros_(self.bias)
 
 
 POSITION_HEADS: dict[str, type[AnchorPositionHead]] = {
