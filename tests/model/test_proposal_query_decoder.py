@@ -8,23 +8,21 @@ from transformers.models.grounding_dino.modeling_grounding_dino import (
 
 from transformers_upv2.model import proposal_query_decoder
 from transformers_upv2.model.boxes import inverse_sigmoid, masks_to_boxes, xyxy_to_cxcywh
+from transformers_upv2.model.proposal_decoder_layer import DeformableCrossAttention, ProposalDecoderLayer
 from transformers_upv2.model.proposal_denoising import DenoisingNoise, build_denoising_queries
-from transformers_upv2.model.proposal_query_decoder import (
-    ProposalDecoderLayer,
-    ProposalQueryDecoder,
-    predict_masks,
-    prior_box_logits,
-)
+from transformers_upv2.model.proposal_query_decoder import ProposalQueryDecoder, predict_masks, prior_box_logits
 
 SHAPES = [(8, 8), (4, 4), (2, 2)]
 NUM_QUERIES = 10
 
 
+def new_layer():
+    return ProposalDecoderLayer(32, lambda: DeformableCrossAttention(32, 4, 3, 2), num_heads=4, ffn_size=16)
+
+
 def build(num_layers=2, num_classes=1, initial_box="bitmask"):
     torch.manual_seed(0)
-    layers = [
-        ProposalDecoderLayer(32, num_heads=4, num_levels=3, num_points=2, ffn_size=16) for _ in range(num_layers)
-    ]
+    layers = [new_layer() for _ in range(num_layers)]
     decoder = ProposalQueryDecoder(
         32, layers, num_queries=NUM_QUERIES, num_classes=num_classes, initial_box=initial_box
     )
@@ -226,8 +224,7 @@ def test_every_parameter_learns_without_denoising_queries():
 
 
 def test_class_head_starts_at_its_prior_and_boxes_at_their_references():
-    layer = ProposalDecoderLayer(32, num_heads=4, num_levels=3, num_points=2, ffn_size=16)
-    decoder = ProposalQueryDecoder(32, [layer], num_queries=4)
+    decoder = ProposalQueryDecoder(32, [new_layer()], num_queries=4)
     torch.testing.assert_close(decoder.class_head.bias.sigmoid(), torch.tensor([0.01]))
     assert not decoder.box_head(torch.randn(3, 32)).any()
 

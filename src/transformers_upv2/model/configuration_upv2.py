@@ -111,6 +111,13 @@ class UniPerceiverV2ProposalConfig(_StrictFieldsMixin, PreTrainedConfig):
         mask_weight: Weight of the mask's binary cross-entropy.
         dice_weight: Weight of the mask's dice loss.
         num_loss_points: Points at which a mask loss is evaluated.
+        query_position: What a decoder layer knows of a query's place: ``"anchor"``, a code of its newest box (Mask
+            DINO); ``"static"``, a code of the first box (DETR); ``"guided"``, the static code and a learned update
+            from the newest box (GQPos).
+        cross_attention: How queries look at the feature levels: ``"deformable"``, or ``"dense"`` at every cell of
+            the levels of stride 16 and more.
+        similar_attention: Let the attention maps of coarse levels guide those of finer ones (SiA); only with dense
+            cross-attention.
     """
 
     model_type = "uniperceiver_v2_proposal"
@@ -135,6 +142,17 @@ class UniPerceiverV2ProposalConfig(_StrictFieldsMixin, PreTrainedConfig):
     mask_weight: float | int = 5.0
     dice_weight: float | int = 5.0
     num_loss_points: int = 12544
+    query_position: Literal["anchor", "guided", "static"] = "anchor"
+    cross_attention: Literal["deformable", "dense"] = "deformable"
+    similar_attention: bool = False
+
+    def validate_architecture(self) -> None:
+        """Check what the fields must hold together."""
+        if self.similar_attention and self.cross_attention != "dense":
+            raise ValueError(
+                "`similar_attention` fuses attention maps, which only `cross_attention='dense'` has, got "
+                f"{self.cross_attention!r}. Set both or neither."
+            )
 
 
 @strict

@@ -181,7 +181,8 @@ class ImageEncoder(nn.Module):
         # some backbones cannot return the states that a config may ask of all parts
         maps = self.backbone(pixels, output_hidden_states=False, output_attentions=False, return_dict=True)
         feature_maps = list(maps.feature_maps)
-        return self.proposal_network(feature_maps, targets), feature_maps[-1]
+        extents = torch.stack([image_sizes[:, axis] / canvas[axis] for axis in (0, 1)], dim=1)
+        return self.proposal_network(feature_maps, targets, image_extents=extents), feature_maps[-1]
 
     def _chosen(self, output: ProposalOutput, query_labels: Tensor | None = None) -> Tensor:
         """Indices of the proposals that enter g, best first, ``(batch, N)``."""
@@ -280,6 +281,9 @@ def _proposal_network(channels: Sequence[int], config: UniPerceiverV2ProposalCon
         initial_box=config.initial_box,
         dn_number=config.dn_number,
         dn_noise_scale=config.dn_noise_scale,
+        query_position=config.query_position,
+        cross_attention=config.cross_attention,
+        similar_attention=config.similar_attention,
     )
     loss = ProposalLossSettings(
         class_weight=config.class_weight,

@@ -5,7 +5,7 @@ Reference: Uni-Perceiver v2, section 4.1 (https://arxiv.org/abs/2211.09808), whi
 weights are those of official Mask DINO under other names.
 
 D_p is the hidden size, Q the number of queries, H and W the size of the canvas in pixels. Nothing
-here knows of padding: each image is its own canvas.
+here knows of padding, as each image is its own canvas, but dense cross-attention.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .proposal_decoder_layer import DeformableCrossAttention, ProposalDecoderLayer
 from .proposal_denoising import (
     DenoisingNoise,
     DenoisingQueries,
     build_denoising_queries,
     count_groups,
 )
+from .proposal_dense_attention import DenseAttention
 from .proposal_losses import SampledPoints, proposal_losses, weighted_sum
 from .proposal_matcher import ProposalLossSettings, ProposalTargets
 from .proposal_pixel_decoder import ProposalEncoderLayer, ProposalPixelDecoder
-from .proposal_query_decoder import (
-    ProposalDecoderLayer,
-    ProposalQueryDecoder,
-    TrainingPredictions,
-)
+from .proposal_query_decoder import ProposalQueryDecoder, TrainingPredictions
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,21 @@ class ProposalSettings:
     dn_number: int = 100
     """Largest number of denoising queries; 0 = none."""
     dn_noise_scale: float = 0.4
+    query_position: Literal["anchor", "guided", "static"] = "anchor"
+    """What a decoder layer knows of a query's place, see :mod:`proposal_query_position`."""
+    cross_attention: Literal["deformable", "dense"] = "deformable"
+    """How queries look at the maps, see :class:`DenseAttention`."""
+    similar_attention: bool = False
+    """Let coarse attention maps guide finer ones (SiA); only of dense cross-attention."""
+
+    def __post_init__(self) -> None:
+        if self.cross_attention not in ("deformable", "dense"):
+            raise ValueError(f"`cross_attention` must be 'deformable' or 'dense', got {self.cross_attention!r}.")
+        if self.similar_attention and self.cross_attention != "dense":
+            raise ValueError(
+                "`similar_attention` fuses attention maps, which only `cross_attention='dense'` has, got "
+                f"{self.cross_attention!r}. Set both or neither."
+            )
 
 
 @dataclass
@@ -112,12 +125,18 @@ class ProposalNetwork(nn.Module):
         self.query_decoder = ProposalQueryDecoder(
             sizes.hidden_size,
             layers=[
-                ProposalDecoderLayer(sizes.hidden_size, ffn_size=sizes.decoder_ffn_size, **attention)
+                ProposalDecoderLayer(
+                    sizes.hidden_size,
+                    self._cross_attention,
+                    num_heads=sizes.num_heads,
+                    ffn_size=sizes.decoder_ffn_size,
+                )
                 for _ in range(sizes.decoder_layers)
             ],
             num_queries=sizes.num_queries,
             num_classes=sizes.num_classes,
             initial_box=sizes.initial_box,
+            query_position=sizes.query_position,
         )
 
     def forward(
@@ -126,6 +145,7 @@ class ProposalNetwork(nn.Module):
         targets: Sequence[Mapping[str, Tensor]] | None = None,
         dn_noise: DenoisingNoise | None = None,
         generator: torch.Generator | None = None,
+        image_extents: Tensor | None = None,
     ) -> ProposalOutput:
         """Propose regions.
 
@@ -136,6 +156,8 @@ class ProposalNetwork(nn.Module):
                 and do not change the proposals.
             dn_noise: Noise of the denoising queries; drawn if None.
             generator: Where it is drawn from.
+            image_extents: Height and width of each image as a part of its canvas, in (0, 1],
+                ``(batch, 2)``: dense cross-attention looks at no cell beyond. None: all of it.
 
         Returns:
             The Q proposals of each image, in no order.
@@ -145,7 +167,12 @@ class ProposalNetwork(nn.Module):
         if targets is not None:
             denoising = self._denoising(targets, mask_features.device, dn_noise, generator)
         semantic, last, training = self.query_decoder(
-            levels, spatial_shapes, mask_features, denoising, all_predictions=targets is not None
+            levels,
+            spatial_shapes,
+            mask_features,
+            denoising,
+            all_predictions=targets is not None,
+            image_extents=image_extents,
         )
         return ProposalOutput(
             semantic=semantic,
@@ -191,6 +218,19 @@ class ProposalNetwork(nn.Module):
     def weighted_sum(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Add up the terms of :meth:`losses` with the weights of the loss settings."""
         return weighted_sum(terms, self.loss_settings)
+
+    def _cross_attention(self) -> nn.Module:
+        """Make the cross-attention of a decoder layer; the dense one is for maps of stride 16 and more."""
+        sizes = self.settings
+        if sizes.cross_attention == "deformable":
+            return DeformableCrossAttention(
+                sizes.hidden_size, sizes.num_heads, sizes.num_feature_levels, sizes.num_points
+            )
+        num_fine_levels = 2 - self.pixel_decoder.first_encoded  # of strides 4 and 8
+        num_levels = sizes.num_feature_levels - num_fine_levels
+        return DenseAttention(
+            sizes.hidden_size, sizes.num_heads, num_levels, similar_attention=sizes.similar_attention
+        )
 
     def _denoising(
         self,

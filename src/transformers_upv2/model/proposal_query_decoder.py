@@ -21,24 +21,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .boxes import inverse_sigmoid, masks_to_boxes, xyxy_to_cxcywh
-from .position_encoding import encode_boxes, grid_centers
-from .proposal_attention import (
-    FeedForward,
-    MultiScaleDeformableAttention,
-    PredictionHead,
-    init_uniform_,
-    init_xavier_,
-)
+from .position_encoding import grid_centers
+from .proposal_attention import PredictionHead, init_uniform_, init_xavier_
+from .proposal_decoder_layer import ProposalDecoderLayer
 from .proposal_denoising import DenoisingQueries, denoising_attention_mask
+from .proposal_query_position import build_position_head, position_input
 
 PRIOR_BOX_SIZE = 0.05
 PRIOR_PROBABILITY = 0.01
 PROPOSAL_MARGIN = 0.01
-BOX_CODE_ORDER = (1, 0, 2, 3)
-"""Boxes are encoded as (y, x, w, h)."""
 MASK_CHUNK_ELEMENTS = 2**24
 """Mask logits that exist at one time while boxes are computed from masks (64 MB in float32)."""
 
@@ -83,56 +76,6 @@ class TrainingPredictions:
     """Denoising groups."""
 
 
-class ProposalDecoderLayer(GradientCheckpointingLayer):
-    """Self-attention among queries, deformable attention to the maps, a feed-forward layer."""
-
-    def __init__(self, hidden_size: int, *, num_heads: int, num_levels: int, num_points: int, ffn_size: int) -> None:
-        super().__init__()
-        self.self_attention = nn.MultiheadAttention(hidden_size, num_heads, batch_first=True)
-        self.self_attention_norm = nn.LayerNorm(hidden_size)
-        self.cross_attention = MultiScaleDeformableAttention(hidden_size, num_heads, num_levels, num_points)
-        self.cross_attention_norm = nn.LayerNorm(hidden_size)
-        self.feed_forward = FeedForward(hidden_size, ffn_size)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Fill the self-attention; the other parts fill themselves."""
-        init.xavier_uniform_(self.self_attention.in_proj_weight)
-        init.zeros_(self.self_attention.in_proj_bias)
-        init_xavier_(self.self_attention.out_proj)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_codes: Tensor,
-        reference_boxes: Tensor,
-        memory: Tensor,
-        spatial_shapes: Sequence[tuple[int, int]],
-        attention_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Update the queries.
-
-        Args:
-            hidden_states: Queries, ``(batch, queries, D_p)``.
-            position_codes: Codes of their boxes, ``(batch, queries, D_p)``.
-            reference_boxes: cxcywh in [0, 1], float32, ``(batch, queries, 4)``.
-            memory: Encoded maps, ``(batch, cells, D_p)``.
-            spatial_shapes: (H_l, W_l) of each map in ``memory``.
-            attention_mask: True = must not be attended, ``(queries, queries)``.
-
-        Returns:
-            ``(batch, queries, D_p)``.
-        """
-        queries = hidden_states + position_codes
-        attended, _ = self.self_attention(
-            queries, queries, hidden_states, attn_mask=attention_mask, need_weights=False
-        )
-        hidden_states = self.self_attention_norm(hidden_states + attended)
-        attended = self.cross_attention(hidden_states + position_codes, reference_boxes, memory, spatial_shapes)
-        hidden_states = self.cross_attention_norm(hidden_states + attended)
-        return self.feed_forward(hidden_states)
-
-
 class ProposalQueryDecoder(nn.Module):
     """Select queries from the encoded maps and refine them."""
 
@@ -144,6 +87,7 @@ class ProposalQueryDecoder(nn.Module):
         num_queries: int,
         num_classes: int = 1,
         initial_box: str = "mask2box",
+        query_position: str = "anchor",
     ) -> None:
         """Create the decoder.
 
@@ -154,9 +98,10 @@ class ProposalQueryDecoder(nn.Module):
             num_classes: Outputs of the class head; 1 = foreground.
             initial_box: How the first box is computed from a query's mask, ``"mask2box"`` or
                 ``"bitmask"``, see :func:`masks_to_boxes`.
+            query_position: What the layers know of a query's place, a key of ``POSITION_HEADS``.
 
         Raises:
-            ValueError: If ``initial_box`` is neither of the two.
+            ValueError: If ``initial_box`` is neither of the two, or there is no such ``query_position``.
         """
         super().__init__()
         if initial_box not in ("mask2box", "bitmask"):
@@ -169,7 +114,7 @@ class ProposalQueryDecoder(nn.Module):
         self.label_embedding = nn.Embedding(num_classes, hidden_size)
         self.box_head = PredictionHead(hidden_size, hidden_size, 4, 3)
         self.mask_head = PredictionHead(hidden_size, hidden_size, hidden_size, 3)
-        self.box_position_head = PredictionHead(2 * hidden_size, hidden_size, hidden_size, 2)
+        self.box_position_head = build_position_head(query_position, hidden_size)
         self.decoder_norm = nn.LayerNorm(hidden_size)
         self.layers = nn.ModuleList(layers)
         self.reset_parameters()
@@ -197,6 +142,7 @@ class ProposalQueryDecoder(nn.Module):
         mask_features: Tensor,
         denoising: DenoisingQueries | None = None,
         all_predictions: bool = False,
+        image_extents: Tensor | None = None,
     ) -> tuple[Tensor, ProposalPredictions, TrainingPredictions | None]:
         """Decode.
 
@@ -206,6 +152,7 @@ class ProposalQueryDecoder(nn.Module):
             mask_features: ``(batch, D_p, H/4, W/4)``.
             denoising: Denoising queries; they enter the layers before the matching queries.
             all_predictions: Also return what the losses need.
+            image_extents: See :class:`DenseAttention`, ``(batch, 2)``.
 
         Returns:
             - Matching queries after the last layer and one norm, ``(batch, Q, D_p)``.
@@ -230,7 +177,9 @@ class ProposalQueryDecoder(nn.Module):
             attention_mask = denoising_attention_mask(
                 denoising.num_groups, group_size, self.num_queries, memory.device
             )
-        states, references = self._decode(queries, box_logits.sigmoid(), memory, spatial_shapes, attention_mask)
+        states, references = self._decode(
+            queries, box_logits.sigmoid(), memory, spatial_shapes, attention_mask, image_extents
+        )
         if not all_predictions:
             return states[-1], self._predict(states[-1:], references[-1:]), None
         encoder = ProposalPredictions(
@@ -285,20 +234,29 @@ class ProposalQueryDecoder(nn.Module):
         memory: Tensor,
         spatial_shapes: Sequence[tuple[int, int]],
         attention_mask: Tensor | None,
+        image_extents: Tensor | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Run the layers; return each layer's normed states and its input boxes with gradient."""
         states, references = [], [reference_boxes]
-        num_features = memory.shape[-1] // 2
         hidden_states = queries
+        first_codes = codes = self.box_position_head(position_input(reference_boxes, hidden_states))
         for index, layer in enumerate(self.layers):
-            codes = encode_boxes(reference_boxes, num_features, BOX_CODE_ORDER)
-            codes = self.box_position_head(codes.to(hidden_states.dtype))
-            hidden_states = layer(hidden_states, codes, reference_boxes, memory, spatial_shapes, attention_mask)
+            hidden_states = layer(
+                hidden_states,
+                codes,
+                reference_boxes,
+                memory,
+                spatial_shapes,
+                attention_mask,
+                image_extents=image_extents,
+            )
             states.append(self.decoder_norm(hidden_states))
             if index + 1 < len(self.layers):
                 boxes = self._refine(hidden_states, reference_boxes)
                 references.append(boxes)
                 reference_boxes = boxes.detach()
+                box_codes = position_input(reference_boxes, hidden_states)
+                codes = self.box_position_head.following(first_codes, box_codes)
         return states, references
 
     def _refine(self, hidden_states: Tensor, reference_boxes: Tensor) -> Tensor:
