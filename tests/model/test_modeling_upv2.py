@@ -306,3 +306,17 @@ def test_merged_experts_answer_as_routed_ones_and_are_saved(model, batches, tmp_
     assert loaded.config.decoder_config.merged_routes == ["image", "label"]
     with pytest.raises(ValueError, match=r"cannot use 'text'.*language_modeling"):
         loaded.model.decode_text(torch.tensor([[0, 9, 2]]), torch.ones(1, 3), "text")
+
+
+def test_a_new_model_starts_as_its_parts_ask():
+    """transformers passes over modules without parameters of their own, in code that is not its own."""
+    network = UniPerceiverV2Model(tiny_config()).image_encoder.proposal_network
+    decoder = network.query_decoder
+    torch.testing.assert_close(decoder.class_head.bias.sigmoid(), torch.full((1,), 0.01))
+    assert not decoder.box_head.layers[-1].weight.any()
+    assert not decoder.box_head.layers[-1].bias.any()
+    attention = network.pixel_decoder.layers[0].self_attention
+    assert not attention.sampling_offsets.weight.any()
+    ring = attention.sampling_offsets.bias.view(attention.num_heads, -1, attention.num_points, 2)
+    steps = ring / torch.arange(1, attention.num_points + 1)[:, None]  # the n-th point lies n cells away
+    torch.testing.assert_close(steps.abs().amax(dim=-1), torch.ones(steps.shape[:-1]))

@@ -67,6 +67,15 @@ class UniPerceiverV2PreTrainedModel(PreTrainedModel):
         given = {name: source for name, source in parts.items() if source is not None}
         return build_from_parts(cls, config, given)  # type: ignore[return-value]
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:  # noqa: ARG002
+        """Initialize every module that has something to say, although our code is not transformers' own.
+
+        In other code transformers passes over modules whose own parameters are initialized, and so over those that
+        have none of their own but set those of their Linears, such as a head with its prior. It fears initial values
+        that are written in place; ours are written by `transformers.initialization`, which spares what was loaded.
+        """
+        super()._initialize_weights(module, is_custom_code=False)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
