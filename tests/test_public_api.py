@@ -16,7 +16,7 @@ from transformers_upv2.model.registration import MODELS, register
 
 HEAVY = (
     *("pycocotools", "datasets", "matplotlib", "sklearn", "skimage", "pycocoevalcap"),
-    *("gradio", "onnx", "onnxscript", "onnxruntime", "faiss"),
+    *("gradio", "onnx", "onnxscript", "onnxruntime", "faiss", "peft"),
     "transformers_upv2.training",
 )
 

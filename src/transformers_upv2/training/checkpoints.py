@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
@@ -52,7 +55,8 @@ class AtomicCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         self._run_folder = str(incomplete)
         try:
-            super()._save_checkpoint(model, trial)
+            with _own_names(self.accelerator.unwrap_model(model)):
+                super()._save_checkpoint(model, trial)
         finally:
             self._run_folder = None
         self.accelerator.wait_for_everyone()
@@ -71,6 +75,38 @@ class AtomicCheckpoints(Trainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self.accelerator.wait_for_everyone()
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Go on only if the checkpoint had all weights.
+
+        Raises:
+            RuntimeError: If it lacks some, which would keep their present values.
+        """
+        lost = set(load_result.missing_keys) - set(getattr(self.model, "all_tied_weights_keys", None) or ())
+        lost -= set(getattr(self.model, "_keys_to_ignore_on_save", None) or ())
+        if lost:
+            raise RuntimeError(
+                f"The checkpoint must hold every weight of the model, it lacks {len(lost)}, such as {min(lost)!r}. "
+                "It comes from another model; start a new run with `from_pretrained`."
+            )
+        super()._issue_warnings_after_load(load_result)
+
+
+@contextmanager
+def _own_names(model: nn.Module) -> Iterator[None]:
+    """Let a model of transformers write its weights under the names they have in memory.
+
+    Else some, such as Swin, write older names, which only `from_pretrained` understands: a Trainer that resumes would
+    pass over them.
+    """
+    if not isinstance(model, PreTrainedModel):
+        yield
+        return
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 def _flush_to_disk(folder: Path) -> None:
