@@ -74,8 +74,8 @@ class FGDLoss(nn.Module):
             nn.init.kaiming_normal_(mask.weight, mode="fan_in", nonlinearity="relu")
             nn.init.zeros_(mask.bias)  # type: ignore[arg-type]  # there is one
         for transform in (self.student_transform, self.teacher_transform):
-            nn.init.zeros_(transform[-1].weight)
-            nn.init.zeros_(transform[-1].bias)
+            for parameter in transform[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self,
