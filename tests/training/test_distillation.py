@@ -1,6 +1,7 @@
 """DistillationTrainer on tiny models: what is compared, what learns, what is saved."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 from distillation_toys import TEACHER, WIDE_TEACHER, Pictures, Texts, make_model, make_processor, make_trainer
 
+from source_files import ROOT
 from tiny_models import box_labels, pad_images, random_images
-from transformers_upv2.model.boxes import cxcywh_to_xyxy
+from transformers_upv2.model.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2ForObjectDetection
 from transformers_upv2.training.distillation import FGDSettings
 from transformers_upv2.training.distilled_maps import MapRecorder, compute_maps, map_channels
@@ -83,6 +85,30 @@ def test_the_term_is_the_loss_of_the_chosen_maps(tmp_path, processor, wide_teach
     torch.testing.assert_close(added["fgd"], expected)
 
 
+def test_boxes_at_the_edges_of_cells_cover_no_cell_more(tmp_path, processor, wide_teacher):
+    """Of these, fractions of the image in fp32 give corners a hair beside the edge of a cell."""
+    boxes = torch.cartesian_prod(*[torch.arange(0.0, 41, 8)] * 4)
+    boxes = boxes[(boxes[:, :2] < boxes[:, 2:]).all(dim=1)]
+    trainer = make_trainer(tmp_path, processor, wide_teacher, fgd=FGDSettings(levels=(0,)))
+    pixels = pad_images([random_images(1, 48, 56)[0]], 64, 64)
+    size = torch.tensor([56, 48] * 2)
+    inexact = cxcywh_to_xyxy(xyxy_to_cxcywh(boxes) / size) * size
+    assert (inexact[:, :2] < boxes[:, :2]).any()
+    assert (inexact[:, 2:] > boxes[:, 2:]).any()
+    with trainer.student_maps, torch.no_grad():
+        trainer.model.train()(task="classification", **pixels, labels=torch.tensor([0]))
+        maps = (
+            trainer.student_maps.maps[0],
+            compute_maps(wide_teacher.model.image_encoder, trainer.student_maps.pixels)[0],
+        )
+        real = torch.zeros(1, 8, 8, dtype=torch.bool)
+        real[:, :6, :7] = True
+        for box in boxes[None].swapaxes(0, 1):
+            labels = [{"class_labels": torch.tensor([0]), "boxes": xyxy_to_cxcywh(box) / size}]
+            added = trainer.added_losses(pixels | {"labels": labels})
+            torch.testing.assert_close(added["fgd"], trainer.fgd_losses[0](*maps, [box], (64, 64), real))
+
+
 def test_batches_without_boxes_are_not_distilled(tmp_path, processor, wide_teacher):
     trainer = make_trainer(tmp_path, processor, wide_teacher)
     assert trainer.added_losses({"pixel_values": torch.zeros(2, 3, 64, 64), "labels": torch.tensor([0, 1])}) == {}
@@ -90,7 +116,7 @@ def test_batches_without_boxes_are_not_distilled(tmp_path, processor, wide_teach
 
 
 def test_two_steps_teach_the_student_and_the_losses_but_not_the_teacher(tmp_path, processor):
-    teacher = make_model(processor, **WIDE_TEACHER)
+    teacher = make_model(processor, **WIDE_TEACHER).train()
     before = copied(teacher)
     trainer = make_trainer(tmp_path, processor, teacher, fgd=FGDSettings(levels=(0, 1), last_map=True))
     losses_before, student_before = copied(trainer.fgd_losses), copied(trainer.model)
@@ -102,8 +128,13 @@ def test_two_steps_teach_the_student_and_the_losses_but_not_the_teacher(tmp_path
     teacher.model.image_encoder.proposal_network.query_decoder.register_forward_hook(
         lambda *_: runs.update(heads=runs["heads"] + 1)
     )
+    modes = []
+    teacher.model.image_encoder.proposal_network.pixel_decoder.register_forward_hook(
+        lambda module, *_: modes.append((module.training, torch.is_grad_enabled()))
+    )
     trainer.train()
     assert runs == {"backbone": 2, "heads": 0}
+    assert modes == [(False, False)] * 2
     assert equal(copied(teacher), before)
     assert all(parameter.grad is None for parameter in teacher.parameters())
     # a bias that all logits of a softmax share has no gradient
@@ -215,3 +246,15 @@ def test_fsdp_is_refused(tmp_path, processor, wide_teacher, monkeypatch):
     monkeypatch.setattr(MultiTaskTrainer, "__init__", pretend)
     with pytest.raises(ValueError, match="FSDP must be off"):
         make_trainer(tmp_path, processor, wide_teacher)
+
+
+def test_the_example_of_the_docs_runs(tmp_path, processor):
+    page = (ROOT / "docs" / "related_methods.md").read_text()
+    section = page.partition("## FGD")[2].partition("\n## ")[0]
+    (code,) = re.findall(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    template = make_trainer(tmp_path, processor, datasets={"detection": Pictures()})
+    names = {"args": template.args, "datasets": {"detection": Pictures()}, "processor": processor}
+    names |= {"student": make_model(processor), "teacher": make_model(processor, **TEACHER)}
+    exec(code, names)
+    assert names["trainer"].state.global_step == 2
+    assert any("loss/detection/fgd" in row for row in names["trainer"].state.log_history)

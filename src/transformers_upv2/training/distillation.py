@@ -53,7 +53,8 @@ class DistillationMixin(MultiTaskTrainer):
 
     Every training batch with boxes adds the term ``fgd`` to the student's loss, whatever its task. The losses have
     parameters of their own: they are in the optimizer and in checkpoints, and in no student. Their gradient counts in
-    the norm of TBGN; clipping, with ``optimizer="adamw"``, is of the student's gradient alone.
+    the norm of TBGN, and is so small that ``adam_epsilon`` should be, too (1e-12); clipping, with
+    ``optimizer="adamw"``, is of the student's gradient alone.
 
     Args:
         *args: Arguments of the Trainer, first the student.
