@@ -33,6 +33,11 @@ from transformers_upv2.version import __version__
 
 # Training pulls in `datasets` and more through transformers' Trainer, so it is loaded when first asked for.
 _TRAINING = {
+    "DistillationMixin": "transformers_upv2.training.distillation",
+    "DistillationTrainer": "transformers_upv2.training.distillation",
+    "FGDLoss": "transformers_upv2.training.fgd_loss",
+    "FGDSettings": "transformers_upv2.training.distillation",
+    "inherit_parts": "transformers_upv2.training.inheritance",
     "TaskBalancedAdamW": "transformers_upv2.training.optimizer",
     "UnmixedTaskSampler": "transformers_upv2.training.sampler",
     "MultiTaskTrainer": "transformers_upv2.training.trainer",

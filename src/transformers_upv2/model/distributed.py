@@ -1,5 +1,7 @@
 """What processes tell each other: counts, and features with their gradients."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -31,6 +33,16 @@ def true_on_any_rank(flags: Tensor) -> Tensor:
     counts = flags.to(torch.uint8)
     dist.all_reduce(counts, dist.ReduceOp.MAX)
     return counts.bool()
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Average gradients over all processes, as DDP does for the parameters of the module that it wraps."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
 
 
 def of_first_rank(values: Tensor) -> Tensor:

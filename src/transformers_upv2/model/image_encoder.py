@@ -210,7 +210,7 @@ class ImageEncoder(nn.Module):
             )
         )
         pooled_masks = self.proposal_tokens.pool_masks(masks.detach(), output.mask_features.detach())
-        grid_mask = _grid_mask(image_sizes, canvas, last_map)
+        grid_mask = real_cells(image_sizes, canvas, last_map)
         pooled, grid = self.global_tokens(last_map, grid_mask)
         proposals = self.proposal_tokens(semantic, boxes, pooled_masks)
         tokens = torch.cat(
@@ -307,11 +307,11 @@ def _place(pixel_values: Tensor, image_sizes: Tensor, canvas: tuple[int, int]) -
     return pixels.masked_fill(~real, 0.0).contiguous(memory_format=torch.channels_last)
 
 
-def _grid_mask(image_sizes: Tensor, canvas: tuple[int, int], last_map: Tensor) -> Tensor:
-    """True for cells of the last map that show at least one real pixel, ``(batch, H/32, W/32)``."""
-    height, width = last_map.shape[-2:]
-    tops = torch.arange(height, device=last_map.device) * canvas[0] / height
-    lefts = torch.arange(width, device=last_map.device) * canvas[1] / width
+def real_cells(image_sizes: Tensor, canvas: tuple[int, int], feature_map: Tensor) -> Tensor:
+    """True for cells of a map ``(batch, C, H', W')`` that show at least one real pixel, ``(batch, H', W')``."""
+    height, width = feature_map.shape[-2:]
+    tops = torch.arange(height, device=feature_map.device) * canvas[0] / height
+    lefts = torch.arange(width, device=feature_map.device) * canvas[1] / width
     return (tops < image_sizes[:, :1])[:, :, None] & (lefts < image_sizes[:, 1:])[:, None, :]
 
 

@@ -78,7 +78,10 @@ def _detector(name: str, **proposal_config: Any) -> Arm:
 
 def _student(name: str, **fields: Any) -> Arm:
     """A detector with a small backbone that nothing has trained."""
-    return Arm(name, ("detection",), {"backbone_config": _SMALL_BACKBONE}, locked=False, rounds=6, **fields)
+    small = {"backbone_config": _SMALL_BACKBONE}
+    # normalized gradients of the distillation's own parameters are small beside Adam's usual epsilon
+    arguments = {"adam_epsilon": 1e-12}
+    return Arm(name, ("detection",), small, arguments, locked=False, rounds=6, **fields)
 
 
 def _sampling_arm(name: str, *, gather: bool, **arguments: Any) -> Arm:

@@ -288,9 +288,15 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             terms = outputs.get("loss_terms") if isinstance(outputs, dict) else None
-            self.task_log.add_losses(task, loss, terms or {})
+            added = self.added_losses(inputs)
+            loss = loss + sum(added.values())
+            self.task_log.add_losses(task, loss, {**(terms or {}), **added})
             loss = loss * self._loss_factor(task)
         return (loss, outputs) if return_outputs else loss
+
+    def added_losses(self, inputs: dict[str, Any]) -> dict[str, Tensor]:  # noqa: ARG002  # for those that override
+        """Return what is added to the model's own loss of a batch in training, by name; it is logged."""
+        return {}
 
     def _loss_factor(self, task: str) -> float:
         arguments = self.task_args[task]
