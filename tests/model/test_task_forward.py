@@ -26,7 +26,7 @@ from transformers_upv2.model.tasks import TASKS
 def test_a_few_steps_lower_the_loss(model, batches, task):
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=2e-4)
     losses = []
-    for _ in range(5):
+    for _ in range(10):
         model.train()
         optimizer.zero_grad()
         torch.manual_seed(0)  # the same noise and points
@@ -35,7 +35,7 @@ def test_a_few_steps_lower_the_loss(model, batches, task):
         optimizer.step()
         losses.append(loss.item())
     assert losses[1] < losses[0]
-    assert losses[4] < losses[1]
+    assert losses[9] < losses[1]  # on the way pairs are matched anew, and a loss may rise
 
 
 def test_training_returns_the_loss_and_its_terms_alone(model, batches):
