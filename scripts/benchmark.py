@@ -169,15 +169,16 @@ def label_cases(config: UniPerceiverV2Config, pixels: Tensor) -> list[Case]:
     return cases
 
 
-def answer_cases(config: UniPerceiverV2Config, pixels: Tensor, usual_pixels: Tensor) -> list[Case]:
+def answer_cases(config: UniPerceiverV2Config, pixels: Tensor, usual_pixels: Tensor, dtype: torch.dtype) -> list[Case]:
     """Ours: perceive, and all answers; the specialists: one for each answer."""
-    segmenter = make_ours(config, ["classification", "detection", "captioning", "retrieval"])
+    pixels, usual_pixels = pixels.to(dtype), usual_pixels.to(dtype)
+    segmenter = make_ours(config, ["classification", "detection", "captioning", "retrieval"]).to(dtype)
     classifier = UniPerceiverV2ForImageClassification.from_model(segmenter)
     captioner = UniPerceiverV2ForConditionalGeneration.from_model(segmenter)
     retriever = UniPerceiverV2ForImageTextRetrieval.from_model(segmenter)
     base = segmenter.model
     # encoding a whole vocabulary takes minutes, and only its size matters for the time of a caption
-    vocabulary = nn.functional.normalize(torch.randn(len(base.vocabulary_ids()), config.hidden_size), dim=-1)
+    vocabulary = nn.functional.normalize(torch.randn(len(base.vocabulary_ids()), config.hidden_size), dim=-1).to(dtype)
     base.candidate_cache.get(base, "vocabulary", lambda: vocabulary)
 
     def answer_all() -> None:
@@ -188,14 +189,14 @@ def answer_cases(config: UniPerceiverV2Config, pixels: Tensor, usual_pixels: Ten
         captioner.generate(image_encoding=encoding, **CAPTION)
 
     specialists = {
-        "classifier (Swin)": make_classifier(config),
-        "retrieval (dual encoder)": make_dual_encoder(config).get_image_features,
-        "captioner (Swin and RoBERTa)": _caption(make_captioner(config)),
+        "classifier (Swin)": make_classifier(config).to(dtype),
+        "retrieval (dual encoder)": make_dual_encoder(config).to(dtype).get_image_features,
+        "captioner (Swin and RoBERTa)": _caption(make_captioner(config).to(dtype)),
     }
     cases = [
         Case("ours: perceive only", lambda: segmenter.encode_image(pixels, keep_mask_features=True)),
         Case("ours: perceive and answer all", answer_all),
-        Case("Mask2Former", _call(make_mask2former(config), pixels)),
+        Case("Mask2Former", _call(make_mask2former(config).to(dtype), pixels)),
     ]
     for name, model in specialists.items():
         cases.append(Case(name, _call(model, pixels)))
@@ -211,32 +212,37 @@ def encoding_section(config: UniPerceiverV2Config, options: argparse.Namespace) 
     labels, _ = measure(label_cases(config, pixels), options.repeats)
     print(f"\nZero-shot detection, one image of {size} x {size}\n")
     print_table("seconds", ["total"], labels)
-    times, operations = measure(answer_cases(config, pixels, usual_pixels), options.repeats)
-    print(f"\nClass, objects with masks, retrieval and a caption of {size} x {size}\n")
-    print_table("seconds", ["total"], times)
-    print_table("multiply-adds (G)", ["total"], {name: {"total": v["total"] / 1e9} for name, v in operations.items()})
+    ratios = {
+        f"{number} {kind} labels / 1 {kind} label": labels[f"{number} {kind} labels"]["total"]
+        / labels[f"1 {kind} labels"]["total"]
+        for kind, number in (("new", NUM_OBJECTS), ("known", NUM_OBJECTS), ("known", MANY_LABELS))
+    }
+    seconds: dict[str, object] = dict(labels)
+    for name in options.dtypes:
+        times, _ = measure(answer_cases(config, pixels, usual_pixels, getattr(torch, name)), options.repeats)
+        named = {f"{case}, {name}": value for case, value in times.items()}
+        print(f"\nClass, objects with masks, retrieval and a caption of {size} x {size}\n")
+        print_table("seconds", ["total"], named)
+        seconds |= named
+        ratios |= answer_ratios(times, size, name)
+    print_ratios(ratios)
+    return {"seconds": seconds, "ratios": ratios}
+
+
+def answer_ratios(times: Times, size: int, dtype: str) -> dict[str, float]:
+    """Compare all answers from one encoding with the specialists' sum, at two image sizes of theirs."""
     at_usual_size = [name for name in times if name.endswith(f", {USUAL_SIZE}")]
     at_one_size = [name.removesuffix(f", {USUAL_SIZE}") for name in at_usual_size]
+    all_answers = times["ours: perceive and answer all"]["total"]
 
-    def seconds(case: str) -> float:
-        return times[case]["total"]
+    def summed(cases: Sequence[str]) -> float:
+        return sum(times[case]["total"] for case in ("Mask2Former", *cases))
 
-    all_answers = seconds("ours: perceive and answer all")
-    ratios = {
-        f"{NUM_OBJECTS} new labels / 1 new label": labels[f"{NUM_OBJECTS} new labels"]["total"]
-        / labels["1 new labels"]["total"],
-        **{
-            f"{n} known labels / 1 known label": labels[f"{n} known labels"]["total"]
-            / labels["1 known labels"]["total"]
-            for n in (NUM_OBJECTS, MANY_LABELS)
-        },
-        f"all answers / sum of specialists, all at {size}": all_answers
-        / sum(map(seconds, ["Mask2Former", *at_one_size])),
-        f"all answers / sum of specialists, all but Mask2Former at {USUAL_SIZE}": all_answers
-        / sum(map(seconds, ["Mask2Former", *at_usual_size])),
+    return {
+        f"all answers / sum of specialists, all at {size}, {dtype}": all_answers / summed(at_one_size),
+        f"all answers / sum of specialists, all but Mask2Former at {USUAL_SIZE}, {dtype}": all_answers
+        / summed(at_usual_size),
     }
-    print_ratios(ratios)
-    return {"seconds": labels | times, "multiply_adds": operations, "ratios": ratios}
 
 
 def print_table(title: str, columns: Sequence[str], rows: Mapping[str, Mapping[str, float]]) -> None:

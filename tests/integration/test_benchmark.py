@@ -62,7 +62,7 @@ def test_both_sections_run(tmp_path):
     assert result.returncode == 0, result.stderr
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert len(numbers["detection"]["ratios"]) == 4
-    assert len(numbers["encoding"]["ratios"]) == 5
+    assert len(numbers["encoding"]["ratios"]) == 7
     for section in numbers.values():
         assert all(ratio > 0 for ratio in section["ratios"].values())
         assert all(name in result.stdout for name in (*section["ratios"], *section["seconds"]))
