@@ -7,10 +7,13 @@ import pytest
 import torch
 from transformers import RobertaTokenizer
 
+from transformers_upv2.cli.measure import STUDY_NAMES
 from transformers_upv2.data.demo_world import WorldSizes, make_world, open_world
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.studies import study as study_module
 from transformers_upv2.studies.arms import ARMS, STUDIES, TASKS
+from transformers_upv2.studies.methods import Run
+from transformers_upv2.studies.run import train_and_measure
 from transformers_upv2.studies.settings import StudyPaths, StudySettings
 from transformers_upv2.studies.start import start_model
 from transformers_upv2.studies.study import run_study
@@ -72,6 +75,41 @@ def test_starts_differ_in_the_image_side_alone(paths):
             constant = bool((value == value.flatten()[0]).all())  # as a new LayerNorm, which cannot tell
             assert same or (start == "scratch" and is_image), name
             assert not (same and start == "scratch" and is_image) or constant or value.numel() < 2, name
+
+
+def test_every_arm_of_a_table_sees_as_many_batches_of_a_task(paths):
+    paths.keep_settings(SETTINGS)
+    arguments = {name: Run(paths, ARMS[name], 3, None, None, {}).arguments() for name in ARMS}
+    for name, arm in ARMS.items():
+        updates = arguments[name].max_steps
+        batches = updates if arm.arguments.get("sampling") == "mixed" else updates / max(1, len(arm.tasks))
+        assert batches == arm.rounds * SETTINGS.updates_per_task or not arm.tasks
+        assert arguments[name].seed == 3
+        assert set(arguments[name].batch_sizes) == set(arm.tasks)
+        assert (arguments[name].task_weights is None) == (arguments[name].optimizer == "adamw")
+    assert arguments["sampling_mixed"].batch_sizes == arguments["sampling_tbgn"].batch_sizes
+    assert arguments["start_scratch"].lr_multipliers.keys() == {"model.text_encoder", "model.image_encoder.backbone"}
+    assert arguments["all_tasks"].lr_multipliers.keys() == {"model.text_encoder"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arm", "expected"),
+    [
+        ("student_distilled", "detection/box_ap"),
+        ("queries_similar", "detection/box_ap"),
+        ("visft_after", "probe/accuracy"),
+        ("visft_before", "probe/accuracy"),
+    ],
+)
+def test_every_method_trains_and_measures(paths, arm, expected):
+    paths.keep_settings(SETTINGS)
+    metrics = train_and_measure(paths, ARMS[arm], seed=0)
+    assert 0 <= metrics[expected] <= 1
+
+
+def test_the_command_line_knows_every_study():
+    assert tuple(STUDIES) == STUDY_NAMES
 
 
 def test_an_unknown_study_is_refused(tmp_path):

@@ -29,7 +29,7 @@ class Arm:
         locked: The image side stays as it is and has perceived every image once.
         processes: With two, both share the batches.
         rounds: How many times the usual number of updates.
-        recipe: How it is trained, key of ``RECIPES`` in ``run.py``.
+        method: How it is trained, key of ``METHODS``.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Arm:
     locked: bool = True
     processes: int = 1
     rounds: int = 1
-    recipe: Literal["plain", "distilled", "untrained", "visft"] = "plain"
+    method: Literal["plain", "distilled", "untrained", "visft"] = "plain"
 
 
 @dataclass(frozen=True)
@@ -141,16 +141,16 @@ STUDIES = {
         arms={
             "student alone": _student("student_alone", start="scratch"),
             "the teacher's heads": _student("student_inherits"),
-            "the teacher's heads, FGD": _student("student_distilled", recipe="distilled"),
+            "the teacher's heads, FGD": _student("student_distilled", method="distilled"),
         },
         reference="the teacher's heads, FGD",
     ),
     "visft": Study(
         title="A linear probe of the backbone on digits that the world does not have (ViSFT)",
         arms={
-            "ImageNet's backbone": Arm("visft_before", (), start="imagenet", locked=False, recipe="untrained"),
+            "ImageNet's backbone": Arm("visft_before", (), start="imagenet", locked=False, method="untrained"),
             "after ViSFT": Arm(
-                "visft_after", ("detection", "captioning"), start="imagenet", locked=False, rounds=2, recipe="visft"
+                "visft_after", ("detection", "captioning"), start="imagenet", locked=False, rounds=2, method="visft"
             ),
         },
         reference="after ViSFT",
