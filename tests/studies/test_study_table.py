@@ -70,8 +70,8 @@ def test_every_arm_has_one_name_and_every_reference_is_a_row():
 
 def test_a_folder_has_one_size(tmp_path):
     paths = StudyPaths(tmp_path / "studies")
-    paths.keep_settings(StudySettings(updates_per_task=3))
-    paths.keep_settings(StudySettings(updates_per_task=3))
-    assert paths.read_settings() == StudySettings(updates_per_task=3)
+    paths.keep_settings(StudySettings("encoders", updates_per_task=3))
+    paths.keep_settings(StudySettings("encoders", updates_per_task=3))
+    assert paths.read_settings() == StudySettings("encoders", updates_per_task=3)
     with pytest.raises(ValueError, match="Choose another folder"):
-        paths.keep_settings(StudySettings(updates_per_task=4))
+        paths.keep_settings(StudySettings("encoders", updates_per_task=4))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers_upv2.cli.common import (
+    DEFAULT_MODEL,
     Verbs,
     add_json_option,
     add_model_option,
@@ -179,6 +180,12 @@ def _add_study(verbs: Verbs) -> None:
     )
     parser.add_argument("name", choices=STUDY_NAMES, help="the paper's table, or a method of its neighbourhood")
     parser.add_argument("--out", type=Path, default=Path("runs/studies"), help="folder (default: %(default)s)")
+    parser.add_argument(
+        "--encoders",
+        default=DEFAULT_MODEL,
+        metavar="FOLDER_OR_REPO",
+        help="the checkpoint whose encoders are the pretrained ones (default: %(default)s)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the runs (default: 0 1 2)")
 
 
@@ -186,8 +193,11 @@ def study(options: argparse.Namespace) -> None:
     """Run what is missing of a study and print its table."""
     quiet_libraries()
 
+    from transformers_upv2.studies.settings import StudySettings
     from transformers_upv2.studies.study import run_study
     from transformers_upv2.studies.table import format_table
 
-    print(format_table(run_study(options.name, options.out, options.seeds)))
+    check_model(options.encoders)
+    settings = StudySettings(options.encoders)
+    print(format_table(run_study(options.name, options.out, settings, options.seeds)))
     print(f"The table and its picture are in {options.out}.")

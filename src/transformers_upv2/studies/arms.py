@@ -24,8 +24,8 @@ class Arm:
         tasks: Sampled equally often.
         config: Fields of the model's config that differ; a dict replaces single fields of a part.
         arguments: Training arguments that differ.
-        start: ``"detection"``: text and image side are pretrained on the world's text and objects;
-            ``"imagenet"``: text alone, and ImageNet's backbone; ``"scratch"``: text alone.
+        start: Where the image side comes from: ``"encoders"``: a checkpoint's; ``"detection"``: pretrained on the
+            world's detection from ``"imagenet"``: a new one with ImageNet's backbone; ``"scratch"``: all new.
         locked: The image side stays as it is and has perceived every image once.
         processes: With two, both share the batches.
         rounds: How many times the usual number of updates.
@@ -36,7 +36,7 @@ class Arm:
     tasks: tuple[str, ...] = TASKS
     config: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
     arguments: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    start: Literal["detection", "imagenet", "scratch"] = "detection"
+    start: Literal["encoders", "detection", "imagenet", "scratch"] = "encoders"
     locked: bool = True
     processes: int = 1
     rounds: int = 1
@@ -131,7 +131,7 @@ STUDIES = {
         arms={
             "scratch": Arm("start_scratch", start="scratch", locked=False),
             "ImageNet classification": Arm("start_imagenet", start="imagenet", locked=False),
-            "the world's detection": Arm("start_detection", locked=False),
+            "the world's detection": Arm("start_detection", start="detection", locked=False),
         },
         reference="the world's detection",
         finding="detection pretraining after ImageNet lifts detection and captioning, and leaves the rest as it is.",

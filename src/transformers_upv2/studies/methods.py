@@ -94,8 +94,8 @@ def train_plainly(run: Run) -> dict[str, float]:
 
 
 def train_distilled(run: Run) -> dict[str, float]:
-    """Train with the pretrained detector as the teacher."""
-    teacher, _ = load_folder(run.paths.detection_part)
+    """Train with the pretrained encoders' checkpoint as the teacher."""
+    teacher, _ = load_folder(run.paths.read_settings().encoders)
     run.train(DistillationTrainer, teacher=teacher)
     return {}
 

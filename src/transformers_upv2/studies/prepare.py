@@ -4,7 +4,7 @@ python -m torch.distributed.run --nproc_per_node 2 -m transformers_upv2.studies.
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils import logging
@@ -17,9 +17,9 @@ from transformers_upv2.studies.settings import StudyPaths
 from transformers_upv2.studies.start import make_parts, start_model
 
 
-def prepare(paths: StudyPaths, arms: Iterable[Arm]) -> None:
+def prepare(paths: StudyPaths, arms: Sequence[Arm]) -> None:
     """Make what the arms' runs need and is not there yet."""
-    make_parts(paths)
+    make_parts(paths, arms)
     world = open_world(paths.world)
     for arm in arms:
         if arm.locked:

@@ -15,16 +15,19 @@ class StudySettings:
     """The size of everything that the runs of a folder share.
 
     Attributes:
+        encoders: Folder or repository of the checkpoint whose encoders are the pretrained ones.
         world: Images and lines of the demo world.
-        text_updates: Of the text encoder and g on text alone, once.
+        text_updates: Of a new g and the text encoder on text alone, once.
         detection_updates: Of the image side on objects, beside text, once.
         updates_per_task: Of every run.
     """
 
+    encoders: str
+
     world: WorldSizes = WORLD_SIZES
-    text_updates: int = 250
+    text_updates: int = 100
     detection_updates: int = 600
-    updates_per_task: int = 50
+    updates_per_task: int = 70
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""What all arms start from: pretrained parts, made once.
+"""What the arms start from: pretrained parts, made once.
 
-The text encoder and g learn text alone, without experts; from there the image side learns to detect colored objects.
+As in the paper the encoders are pretrained and the unified decoder is new; it learns text alone, without experts,
+before it meets images. For the study of the image side, this learns from there to detect colored objects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from transformers_upv2.studies.world_model import (
     ColoredObjects,
     build_model,
     class_agnostic,
-    freeze_early_layers,
     load_folder,
     make_trainer,
     training_arguments,
@@ -47,6 +47,7 @@ DETECTION: dict[str, Any] = {
 }
 """Training arguments of the detection stage."""
 _DENSE = {"num_experts": 1, "num_experts_per_group": 1}
+IMAGE_SIDE = "model.image_encoder."
 _EXPERTS = {"num_experts": 8, "num_experts_per_group": 2}
 
 
@@ -56,55 +57,80 @@ def run_stage(trainer: UniPerceiverV2Trainer, folder: Path) -> None:
     trainer.save_model(str(folder / "final"))
 
 
-def make_parts(paths: StudyPaths) -> None:
-    """Train the parts that are not there yet."""
-    settings = paths.read_settings()
+def make_parts(paths: StudyPaths, arms: Sequence[Arm]) -> None:
+    """Train the parts that the arms need and that are not there yet."""
     world = open_world(paths.world)
-    colored = ColoredObjects(world.train["detection"])  # type: ignore[arg-type]
+    _make_text_part(paths, world)
+    wait()
+    if any(arm.start == "detection" for arm in arms) and not paths.detection_part.exists():
+        _make_detection_part(paths, world)
+    wait()
+
+
+def _make_text_part(paths: StudyPaths, world: World) -> None:
+    """Teach a new g and the checkpoint's text encoder the world's text; the backbone is ImageNet's, all else new."""
+    folder = paths.text_part.parent
+    if paths.text_part.exists():
+        return
+    settings = paths.read_settings()
+    tokenizer = RobertaTokenizer.from_pretrained(settings.encoders)
+    model, processor = build_model(world, tokenizer, decoder_config=_DENSE)
+    source = UniPerceiverV2ForMultiTask.from_pretrained(settings.encoders)
+    model.model.text_encoder.load_state_dict(source.model.text_encoder.state_dict())
+    model.model.image_encoder.requires_grad_(False)
     text = {"language_modeling": world.train["language_modeling"]}
-    if not paths.text_part.exists():
-        tokenizer = RobertaTokenizer.from_pretrained(world.paths.tokenizer)
-        model, processor = build_model(world, tokenizer, colored.class_names, decoder_config=_DENSE)
-        model.model.image_encoder.requires_grad_(False)
-        folder = paths.text_part.parent
-        arguments = training_arguments(folder, settings.text_updates, **TEXT)
-        run_stage(make_trainer(model, processor, text, arguments), folder)
+    run_stage(make_trainer(model, processor, text, training_arguments(folder, settings.text_updates, **TEXT)), folder)
+
+
+def _make_detection_part(paths: StudyPaths, world: World) -> None:
+    """Teach the image side to detect, beside text."""
+    folder = paths.detection_part.parent / "detection"
+    source, processor = load_folder(paths.text_part)
+    colored = ColoredObjects(world.train["detection"])  # type: ignore[arg-type]
+    model, _ = build_model(world, processor.tokenizer, colored.class_names, decoder_config=_DENSE)
+    _copy_parts(model, source.state_dict())
+    datasets = {"detection": colored, "language_modeling": world.train["language_modeling"]}
+    arguments = training_arguments(folder, paths.read_settings().detection_updates, **DETECTION)
+    run_stage(make_trainer(model, processor, datasets, arguments), folder)
     wait()
-    detector = paths.root / "parts" / "detection"
-    if not (detector / "final").exists():
-        model, processor = load_folder(paths.text_part)
-        freeze_early_layers(model)
-        arguments = training_arguments(detector, settings.detection_updates, **DETECTION)
-        run_stage(make_trainer(model, processor, {"detection": colored, **text}, arguments), detector)
-    wait()
-    if rank() == 0 and not paths.detection_part.exists():
-        model, processor = class_agnostic(detector / "final", world)
-        model.save_pretrained(paths.detection_part)
+    if rank() == 0:
+        model, processor = class_agnostic(folder / "final", world)
         processor.save_pretrained(paths.detection_part)
-    wait()
+        model.save_pretrained(paths.detection_part)
 
 
 def start_model(
     paths: StudyPaths, arm: Arm, world: World, seed: int = 0
 ) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
     """Build the model of an arm from the parts; what they do not have, or have in another shape, is new."""
-    part = paths.detection_part if arm.start == "detection" else paths.text_part
-    source, processor = load_folder(part)
-    fields = source.config.to_dict()
-    for name, value in {"proposal_config": {"num_classes": 1}, "decoder_config": _EXPERTS, **arm.config}.items():
+    checkpoint = UniPerceiverV2ForMultiTask.from_pretrained(paths.read_settings().encoders)
+    source, processor = load_folder(paths.detection_part if arm.start == "detection" else paths.text_part)
+    parts = {
+        name: value
+        for name, value in source.state_dict().items()
+        if not (arm.start == "scratch" and name.startswith(IMAGE_SIDE))
+    }
+    if arm.start == "encoders":
+        parts |= {name: value for name, value in checkpoint.state_dict().items() if name.startswith(IMAGE_SIDE)}
+    fields = source.config.to_dict() | {"region_loss_weight": checkpoint.config.region_loss_weight}
+    for name, value in {"decoder_config": _EXPERTS, **arm.config}.items():
         fields[name] = {**fields[name], **value} if isinstance(value, Mapping) else value
     torch.manual_seed(seed)
     model = UniPerceiverV2ForMultiTask(UniPerceiverV2Config.from_dict(fields))
-    own = model.state_dict()
-    for name, value in source.state_dict().items():
-        if name in own and not (arm.start == "scratch" and name.startswith("model.image_encoder.")):
-            _copy_part(own[name], value)
+    _copy_parts(model, parts)
     for task in ("classification", "detection"):
         model.set_labels(world.class_names, processor.tokenizer, label_set=task)
     return model, processor
 
 
-def _copy_part(target: Tensor, value: Tensor) -> None:
-    """Copy a tensor if it fits; the one dense expert becomes every expert, which leaves the network as it is."""
-    if target.shape == value.shape or (value.dim() == target.dim() and value.shape == (1, *target.shape[1:])):
-        target.copy_(value)
+def _copy_parts(model: UniPerceiverV2ForMultiTask, parts: Mapping[str, Tensor]) -> None:
+    """Copy what fits; the one dense expert becomes every expert, which leaves the network as it is."""
+    own = model.state_dict()
+    for name, value in parts.items():
+        target = own.get(name)
+        if (
+            target is not None
+            and target.dim() == value.dim()
+            and value.shape in (target.shape, (1, *target.shape[1:]))
+        ):
+            target.copy_(value)

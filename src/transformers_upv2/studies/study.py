@@ -15,19 +15,16 @@ from transformers_upv2.studies.table import StudyTable, read_table, write_table
 from transformers_upv2.studies.world_model import prepare_world
 
 SEEDS = (0, 1, 2)
-DEFAULT_SETTINGS = StudySettings()
 
 
-def run_study(
-    name: str, folder: Path, seeds: Sequence[int] = SEEDS, settings: StudySettings = DEFAULT_SETTINGS
-) -> StudyTable:
+def run_study(name: str, folder: Path, settings: StudySettings, seeds: Sequence[int] = SEEDS) -> StudyTable:
     """Run what is missing of a study, and write its table and its picture.
 
     Args:
         name: Key of ``STUDIES``.
         folder: Of all studies; what they share is made once.
+        settings: Their size and encoders; the same for all studies of the folder.
         seeds: Of the runs of each arm.
-        settings: Their size; the same for all studies of the folder.
 
     Returns:
         The table; it is also in ``folder/NAME.md`` and ``folder/NAME.png``.
@@ -54,9 +51,9 @@ def run_study(
 def _prepare(paths: StudyPaths, arms: Sequence[Arm]) -> None:
     """Make what the runs share, with one process a core, two at most."""
     prepare_world(paths.world, paths.read_settings().world)
-    shared = sorted({arm.name: arm for arm in arms if arm.locked})
+    names = sorted({arm.name for arm in arms})
     processes = min(2, _cores())
-    _call("transformers_upv2.studies.prepare", [str(paths.root), *shared], processes, paths.root / "prepare.log")
+    _call("transformers_upv2.studies.prepare", [str(paths.root), *names], processes, paths.root / "prepare.log")
 
 
 def _run_all(paths: StudyPaths, missing: Sequence[tuple[Arm, int]]) -> None:

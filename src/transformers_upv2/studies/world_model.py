@@ -167,7 +167,7 @@ def make_trainer(
     )
 
 
-def load_folder(folder: Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
+def load_folder(folder: str | Path) -> tuple[UniPerceiverV2ForMultiTask, UniPerceiverV2Processor]:
     """Load what `save_folder` or the Trainer wrote."""
     model = UniPerceiverV2ForMultiTask.from_pretrained(folder)
     return model, UniPerceiverV2Processor.from_pretrained(folder)
