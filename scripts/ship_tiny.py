@@ -21,8 +21,9 @@ One seed, settings chosen on training losses and on the validation split's capti
 of the world were chosen while looking at box and mask AP on this same test split. Two starts were broken off after
 the detection stage, when the candidates of color words were seen to have fallen onto one point; the third is this run.
 The times leave out those starts and the minutes in which all images are perceived. The script was tidied while it ran,
-and `make train-tiny` was not repeated from the final commit. `make demo` repeats the checkpoint's column; its blind
-column differs a little, since its training split is smaller. `example.jpg` is a test scene picked by hand."""
+and `make train-tiny` was not repeated from the final commit: since then a new proposal network starts with its priors
+(see the changelog), so that another run would differ. `make demo` repeats the checkpoint's column; its blind column
+differs a little, since its training split is smaller. `example.jpg` is a test scene picked by hand."""
 
 
 def describe_run() -> CardFacts:
