@@ -7,9 +7,11 @@ import pytest
 from paper_choices import MARK, choices
 from source_files import ROOT
 from transformers_upv2.model.tasks import ATTRIBUTE_BITS, ROUTES, TASKS
+from transformers_upv2.studies.arms import STUDIES
 
 CHOICES_PAGE = ROOT / "docs" / "what_the_paper_says.md"
 ROUTES_PAGE = ROOT / "docs" / "routes.md"
+ABLATIONS_PAGE = ROOT / "docs" / "ablations.md"
 
 
 def choices_on_page() -> list[tuple[str, str]]:
@@ -66,6 +68,16 @@ def test_named_files_exist(page):
     assert files
     for file in files:
         assert (ROOT / "src" / "transformers_upv2" / file).is_file(), file
+
+
+def test_ablations_page_shows_whole_studies():
+    page = ABLATIONS_PAGE.read_text()
+    shown = re.findall(r"`upv2 study (\w+)`", page)
+    assert {"table2", "table3", "table4", "table5"} <= set(shown)
+    for name, table in zip(shown, tables(page), strict=True):
+        assert [row[0] for row in table[1:]] == list(STUDIES[name].arms)
+        assert f"(ablations/{name}.png)" in page
+        assert (ABLATIONS_PAGE.parent / "ablations" / f"{name}.png").is_file()
 
 
 @pytest.mark.slow
