@@ -22,7 +22,8 @@ class Arm:
     Attributes:
         name: Folder of its runs.
         tasks: Sampled equally often.
-        config: Fields of the model's config that differ; a dict replaces single fields of a part.
+        config: Fields of the model's config that differ; a dict replaces single fields of a part, or the part if
+            it has a ``model_type``.
         arguments: Training arguments that differ.
         start: Where the image side comes from: ``"encoders"``: a checkpoint's; ``"detection"``: pretrained on the
             world's detection from ``"imagenet"``: a new one with ImageNet's backbone; ``"scratch"``: all new.
@@ -62,7 +63,12 @@ class Study:
 
 _DENSE = {"decoder_config": {"num_experts": 1, "num_experts_per_group": 1}}
 _ADAMW = {"optimizer": "adamw"}
-_SMALL_BACKBONE = {"backbone": "test_efficientnet"}
+_SMALL_BACKBONE = {
+    "model_type": "timm_backbone",
+    "backbone": "test_efficientnet",
+    "out_indices": [1, 2, 3, 4],
+    "freeze_batch_norm_2d": False,
+}
 _DEFAULT = Arm("all_tasks")
 
 

@@ -114,7 +114,8 @@ def start_model(
         parts |= {name: value for name, value in checkpoint.state_dict().items() if name.startswith(IMAGE_SIDE)}
     fields = source.config.to_dict() | {"region_loss_weight": checkpoint.config.region_loss_weight}
     for name, value in {"decoder_config": _EXPERTS, **arm.config}.items():
-        fields[name] = {**fields[name], **value} if isinstance(value, Mapping) else value
+        is_changed = isinstance(value, Mapping) and "model_type" not in value
+        fields[name] = {**fields[name], **value} if is_changed else value
     torch.manual_seed(seed)
     model = UniPerceiverV2ForMultiTask(UniPerceiverV2Config.from_dict(fields))
     _copy_parts(model, parts)
