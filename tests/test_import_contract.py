@@ -24,6 +24,8 @@ SIGNATURES = {
     "transformers.cache_utils:Cache.update": ["key_states", "value_states", "layer_idx"],
     "transformers.cache_utils:Cache.get_seq_length": ["layer_idx"],
     "transformers.configuration_utils:SubConfigSpec": ["config_class", "model_type", "init_kwargs"],
+    "transformers:PreTrainedModel._initialize_weights": ["module", "is_custom_code"],
+    "transformers:PreTrainedModel.save_pretrained": ["save_directory", "save_original_format"],
     "transformers:PreTrainedConfig.get_config_dict": ["pretrained_model_name_or_path"],
     "transformers.utils:cached_file": ["path_or_repo_id", "filename"],
     "transformers.initialization:constant_": ["tensor", "val"],
@@ -90,6 +92,7 @@ SIGNATURES = {
     "transformers:Trainer._get_output_dir": ["trial"],
     "transformers:Trainer._load_optimizer_and_scheduler": ["checkpoint"],
     "transformers:Trainer._save_checkpoint": ["model", "trial"],
+    "transformers:Trainer._issue_warnings_after_load": ["load_result"],
     "transformers:Trainer._save_optimizer_and_scheduler": ["output_dir"],
     "transformers.trainer_utils:rotate_checkpoints": ["output_dir", "save_total_limit", "best_model_checkpoint"],
 }

@@ -7,6 +7,7 @@ the number of the update has to be saved: a resumed run does what the killed one
 
 import inspect
 import re
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -119,6 +120,8 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         except RuntimeError as error:
             if not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
                 raise
+            # their locals keep the loaders, and torch would raise this again whenever any child process ends
+            traceback.clear_frames(error.__traceback__)
             raise RuntimeError(
                 f"Every loader worker must live until the end, got: {error} A killed one has most often run out of "
                 "memory: lower `num_workers` or `batch_sizes`, and go on with `resume_from_checkpoint=True`."
