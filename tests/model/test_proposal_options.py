@@ -227,6 +227,7 @@ def test_a_network_as_a_part_brings_its_options():
     assert all(torch.equal(own[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_dense_attention_is_counted():
     counts = []
     for size in ((64, 64), (128, 128)):

@@ -171,6 +171,7 @@ def without_times(log_history):
     return [{k: v for k, v in row.items() if not k.startswith("time_share/")} for row in log_history]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_equal(tmp_path, processor, wide_teacher):
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
     whole = make_trainer(tmp_path, processor, wide_teacher, **options)

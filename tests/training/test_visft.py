@@ -271,6 +271,7 @@ def test_frozen_parts_stay_in_evaluation_mode_and_the_encoder_trains(processor, 
     assert encoder.backbone.training
 
 
+@pytest.mark.slow
 def test_stage_2_goes_on_from_a_checkpoint(processor, world, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3, "max_steps": 6}
     models = [build_model("davit", processor, world) for _ in range(2)]

@@ -1,6 +1,6 @@
 """What runs share is made once, by all processes together: the parts and what the locked image side saw.
 
-python -m torch.distributed.run --nproc_per_node 2 -m transformers_upv2.studies.prepare FOLDER ARM...
+Started as ``python -m torch.distributed.run --nproc_per_node 2 -m transformers_upv2.studies.prepare FOLDER ARM...``.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """One run: an arm with a seed, trained and measured.
 
-python -m transformers_upv2.studies.run FOLDER ARM SEED
+Started as ``python -m transformers_upv2.studies.run FOLDER ARM SEED``.
 """
 
 import json

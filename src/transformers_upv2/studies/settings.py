@@ -23,7 +23,6 @@ class StudySettings:
     """
 
     encoders: str
-
     world: WorldSizes = WORLD_SIZES
     text_updates: int = 100
     detection_updates: int = 600

@@ -31,7 +31,7 @@ def run_study(name: str, folder: Path, settings: StudySettings, seeds: Sequence[
 
     Raises:
         ValueError: If there is no such study, or the folder was made with other settings.
-        RuntimeError: If a run fails; its log is named. What is done is kept.
+        ChildProcessError: If a run fails; its log is named. What is done is kept.
     """
     if name not in STUDIES:
         raise ValueError(f"`name` must be one of {sorted(STUDIES)}, got {name!r}.")
@@ -83,7 +83,10 @@ def _call(module: str, arguments: Sequence[str], processes: int, log: Path) -> N
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"`{' '.join(arguments)}` failed with exit code {done.returncode}. Its output is in {log}.")
+        raise ChildProcessError(
+            f"Every run must end well, `{' '.join(arguments)}` ended with exit code {done.returncode}. Mend what its "
+            f"output in {log} says, and run the study again: it goes on from there."
+        )
 
 
 def _cores() -> int:
