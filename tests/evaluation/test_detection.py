@@ -77,6 +77,40 @@ def test_all_numbers_equal_pycocotools_on_hand_written_results(coco_dataset, pro
     assert 0.1 < metrics["mask_ap"] < 0.95
 
 
+def test_class_agnostic_counts_places_by_foreground_score(coco_dataset, processor, make_perfect_detector):
+    """All categories one in the file, all objects one class in the results: pycocotools' own count."""
+
+    def confuse(answer, number):
+        answer = shift_and_confuse(answer, number)
+        rng = torch.Generator().manual_seed(1000 + number)
+        answer["objectness_logits"] = torch.randn(20, generator=rng)
+        return answer
+
+    model = make_perfect_detector(confuse)
+    metrics = evaluate(model, processor, coco_dataset, with_masks=False, class_agnostic=True)
+    results = []
+    for number, example in enumerate(coco_dataset):
+        width, height = example["image"].size
+        answer = model.answer(number)
+        scores = answer["objectness_logits"].double().sigmoid()
+        for score, (cx, cy, w, h) in zip(scores.tolist(), answer["pred_boxes"].numpy(), strict=True):
+            x0, x1 = np.clip([cx - w / 2, cx + w / 2], 0, 1) * width
+            y0, y1 = np.clip([cy - h / 2, cy + h / 2], 0, 1) * height
+            box = [float(x0), float(y0), float(x1 - x0), float(y1 - y0)]
+            results.append({"image_id": 100 + number, "category_id": 7, "score": score, "bbox": box})
+    content = json.loads(coco_dataset.annotation_file.read_text())
+    for annotation in content["annotations"]:
+        annotation["category_id"] = 7
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    truth = COCO(str(coco_dataset.annotation_file))
+    reference = COCOeval(truth, truth.loadRes(results), "bbox")
+    reference.evaluate()
+    reference.accumulate()
+    reference.summarize()
+    np.testing.assert_allclose([metrics[f"box_{name}"] for name in STAT_NAMES], reference.stats, atol=1e-6)
+    assert 0.05 < metrics["box_ap"] < 0.95
+
+
 def test_batch_size_changes_nothing(coco_dataset, processor, make_perfect_detector):
     model = make_perfect_detector(shift_and_confuse)
     one = evaluate(model, processor, coco_dataset, batch_size=1)

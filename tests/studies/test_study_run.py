@@ -105,8 +105,8 @@ def test_every_arm_of_a_table_sees_as_many_batches_of_a_task(paths):
 @pytest.mark.parametrize(
     ("arm", "expected"),
     [
-        ("student_distilled", "detection/box_ap"),
-        ("queries_similar", "detection/box_ap"),
+        ("student_distilled", "proposals/box_ap"),
+        ("queries_similar", "proposals/box_ar100"),
         ("visft_after", "probe/accuracy"),
         ("visft_before", "probe/accuracy"),
     ],

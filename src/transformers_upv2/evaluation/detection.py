@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,14 @@ class DetectionPredictions:
         image_ids: The images that were asked about.
         boxes: Results with ``bbox``.
         masks: Results with ``segmentation``, or ``None`` if there are no masks to compare.
+        class_agnostic: Whether their categories mean nothing.
     """
 
     annotation_file: Path
     image_ids: Sequence[int]
     boxes: Sequence[CocoResult]
     masks: Sequence[CocoResult] | None = None
+    class_agnostic: bool = False
 
 
 @dataclass
@@ -76,11 +79,14 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
     Attributes:
         with_masks: Whether masks are evaluated; needs masks in the annotation file.
         top_k: Number of (proposal, class) pairs kept of each image; COCO counts 100.
+        class_agnostic: Whether only places count: proposals by their foreground score, objects without their class.
+            This measures the proposal network alone.
     """
 
     task_class: type[UniPerceiverV2TaskModel] | None = UniPerceiverV2ForInstanceSegmentation
     with_masks: bool = True
     top_k: int = 100
+    class_agnostic: bool = False
 
     def predict(
         self,
@@ -93,15 +99,18 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
     ) -> DetectionPredictions:
         """Detect the objects of every image."""
         view = self.view(model)
-        check_class_names(view, dataset)
         read = processor.image_processor
         category_ids: list[int] = dataset.category_ids  # type: ignore[attr-defined]
+        if not self.class_agnostic:
+            check_class_names(view, dataset)
         image_ids: list[int] = []
         boxes: list[CocoResult] = []
         masks: list[CocoResult] = []
         with prediction_mode(view):
             for examples in iterate_batches(dataset, batch_size, "detection", progress):
                 outputs = view(**image_inputs(processor, examples, view))
+                if self.class_agnostic:
+                    outputs["logits"] = outputs.objectness_logits[..., None]
                 sizes = [example["image"].size[::-1] for example in examples]
                 ids = [example["image_id"] for example in examples]
                 options = {"threshold": 0.0, "target_sizes": sizes, "top_k": self.top_k}
@@ -116,6 +125,7 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
             image_ids=image_ids,
             boxes=boxes,
             masks=masks if self.with_masks else None,
+            class_agnostic=self.class_agnostic,
         )
 
     def join(self, parts: Sequence[DetectionPredictions]) -> DetectionPredictions:
@@ -126,6 +136,7 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
             image_ids=[image_id for part in parts for image_id in part.image_ids],
             boxes=[result for part in parts for result in part.boxes],
             masks=None if parts[0].masks is None else masks,
+            class_agnostic=parts[0].class_agnostic,
         )
 
     def score(self, predictions: DetectionPredictions) -> dict[str, float]:
@@ -136,10 +147,12 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         """
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(predictions.annotation_file))
-        image_ids = predictions.image_ids
-        metrics = score_results(truth, predictions.boxes, image_ids, "bbox")
+        count = partial(
+            score_results, truth, image_ids=predictions.image_ids, class_agnostic=predictions.class_agnostic
+        )
+        metrics = count(predictions.boxes, iou_type="bbox")
         if predictions.masks is not None:
-            metrics |= score_results(truth, predictions.masks, image_ids, "segm")
+            metrics |= count(predictions.masks, iou_type="segm")
         return metrics
 
 
@@ -182,7 +195,11 @@ def write_masks(image: Mapping[str, Tensor]) -> list[dict[str, Any]]:
 
 
 def score_results(
-    truth: COCO, results: Sequence[CocoResult], image_ids: Sequence[int], iou_type: str
+    truth: COCO,
+    results: Sequence[CocoResult],
+    image_ids: Sequence[int],
+    iou_type: str,
+    class_agnostic: bool = False,
 ) -> dict[str, float]:
     """Let pycocotools count.
 
@@ -191,6 +208,7 @@ def score_results(
         results: Detections in COCO's result format.
         image_ids: The images that take part, whether or not anything was found in them.
         iou_type: ``"bbox"`` or ``"segm"``.
+        class_agnostic: Whether categories are left out of account.
 
     Returns:
         The numbers of ``STAT_NAMES`` with the prefix ``box_`` or ``mask_``.
@@ -204,6 +222,7 @@ def score_results(
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
         evaluation = COCOeval(truth, _load_results(truth, results), iou_type)
         evaluation.params.imgIds = image_ids
+        evaluation.params.useCats = int(not class_agnostic)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

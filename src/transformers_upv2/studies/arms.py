@@ -23,7 +23,7 @@ class Arm:
         name: Folder of its runs.
         tasks: Sampled equally often.
         config: Fields of the model's config that differ; a dict replaces single fields of a part, or the part if
-            it has a ``model_type``.
+            it has a ``model_type``. Without ``region_loss_weight`` no class is learned, and proposals are measured.
         arguments: Training arguments that differ.
         start: Where the image side comes from: ``"encoders"``: a checkpoint's; ``"detection"``: pretrained on the
             world's detection from ``"imagenet"``: a new one with ImageNet's backbone; ``"scratch"``: all new.
@@ -63,6 +63,7 @@ class Study:
 
 _DENSE = {"decoder_config": {"num_experts": 1, "num_experts_per_group": 1}}
 _ADAMW = {"optimizer": "adamw"}
+_PROPOSALS_ALONE = {"region_loss_weight": 0.0}
 _SMALL_BACKBONE = {
     "model_type": "timm_backbone",
     "backbone": "test_efficientnet",
@@ -77,17 +78,17 @@ def _without(task: str) -> tuple[str, ...]:
 
 
 def _detector(name: str, **proposal_config: Any) -> Arm:
-    """A proposal network that learns to detect from ImageNet's backbone."""
-    config = {"proposal_config": proposal_config}
-    return Arm(name, ("detection",), config, start="imagenet", locked=False, rounds=6)
+    """A proposal network that learns to find objects from ImageNet's backbone."""
+    config = {"proposal_config": proposal_config, **_PROPOSALS_ALONE}
+    return Arm(name, ("detection",), config, start="imagenet", locked=False, rounds=8)
 
 
 def _student(name: str, **fields: Any) -> Arm:
-    """A detector with a small backbone that nothing has trained."""
-    small = {"backbone_config": _SMALL_BACKBONE}
+    """A proposal network that learns to find objects with a small backbone that nothing has trained."""
+    small = {"backbone_config": _SMALL_BACKBONE, **_PROPOSALS_ALONE}
     # normalized gradients of the distillation's own parameters are small beside Adam's usual epsilon
     arguments = {"adam_epsilon": 1e-12}
-    return Arm(name, ("detection",), small, arguments, locked=False, rounds=6, **fields)
+    return Arm(name, ("detection",), small, arguments, locked=False, rounds=8, **fields)
 
 
 def _sampling_arm(name: str, *, gather: bool, **arguments: Any) -> Arm:

@@ -63,11 +63,17 @@ def perceived_datasets(
 def measure(
     model: UniPerceiverV2ForMultiTask, processor: UniPerceiverV2Processor, datasets: dict[str, Dataset]
 ) -> dict[str, float]:
-    """Evaluate on all data sets; one caption an image in retrieval, boxes without masks."""
+    """Evaluate on all data sets; one caption an image in retrieval, boxes without masks.
+
+    Where no class was learned, detection is measured as ``proposals``: by the places alone.
+    """
+    if not model.config.region_loss_weight and "detection" in datasets:
+        datasets = {"proposals" if task == "detection" else task: dataset for task, dataset in datasets.items()}
     evaluators = default_evaluators() | {
         "captioning": CaptioningEvaluator(max_new_tokens=MAX_CAPTION_TOKENS),
         "retrieval": RetrievalEvaluator(captions_per_image=1),
         "detection": DetectionEvaluator(with_masks=False),
+        "proposals": DetectionEvaluator(with_masks=False, class_agnostic=True),
     }
     return evaluate_all(model.eval(), processor, datasets, evaluators, batch_size=EVALUATION_BATCH)
 

@@ -18,14 +18,14 @@ class StudySettings:
         encoders: Folder or repository of the checkpoint whose encoders are the pretrained ones.
         world: Images and lines of the demo world.
         text_updates: Of a new g and the text encoder on text alone, once.
-        detection_updates: Of the image side on objects, beside text, once.
+        detection_updates: Of the image side on objects alone, once.
         updates_per_task: Of every run.
     """
 
     encoders: str
     world: WorldSizes = WORLD_SIZES
     text_updates: int = 100
-    detection_updates: int = 600
+    detection_updates: int = 1200
     updates_per_task: int = 70
 
 

@@ -40,10 +40,9 @@ TEXT: dict[str, Any] = {
 """Training arguments of the text stage."""
 DETECTION: dict[str, Any] = {
     "learning_rate": 2e-3,
-    "sampling_probabilities": {"detection": 0.75, "language_modeling": 0.25},
-    "batch_sizes": {"detection": 8, "language_modeling": 32},
+    "batch_sizes": {"detection": 8},
     "adam_beta2": 0.99,
-    "lr_multipliers": {"model.image_encoder.backbone": 0.2, "model.decoder": 0.3, "model.text_encoder": 0.3},
+    "lr_multipliers": {"model.image_encoder.backbone": 0.2},
 }
 """Training arguments of the detection stage."""
 _DENSE = {"num_experts": 1, "num_experts_per_group": 1}
@@ -83,15 +82,15 @@ def _make_text_part(paths: StudyPaths, world: World) -> None:
 
 
 def _make_detection_part(paths: StudyPaths, world: World) -> None:
-    """Teach the image side to detect, beside text."""
+    """Teach the image side to detect as an ordinary Mask DINO, which knows colors and classes by itself."""
     folder = paths.detection_part.parent / "detection"
     source, processor = load_folder(paths.text_part)
     colored = ColoredObjects(world.train["detection"])  # type: ignore[arg-type]
     model, _ = build_model(world, processor.tokenizer, colored.class_names, decoder_config=_DENSE)
     _copy_parts(model, source.state_dict())
-    datasets = {"detection": colored, "language_modeling": world.train["language_modeling"]}
+    model.config.region_loss_weight = 0.0
     arguments = training_arguments(folder, paths.read_settings().detection_updates, **DETECTION)
-    run_stage(make_trainer(model, processor, datasets, arguments), folder)
+    run_stage(make_trainer(model, processor, {"detection": colored}, arguments), folder)
     wait()
     if rank() == 0:
         model, processor = class_agnostic(folder / "final", world)

@@ -14,6 +14,8 @@ from transformers_upv2.studies.settings import StudyPaths
 
 METRICS = {
     "detection/box_ap": "box AP",
+    "proposals/box_ap": "proposal AP",
+    "proposals/box_ar100": "proposal AR@100",
     "classification/top1": "top-1",
     "retrieval/image_to_text_r1": "I→T R@1",
     "retrieval/text_to_image_r1": "T→I R@1",
@@ -21,7 +23,7 @@ METRICS = {
     "captioning/cider": "CIDEr",
     "probe/accuracy": "probe top-1",
 }
-"""The columns: those of the paper's tables, CIDEr and the linear probe."""
+"""The columns: those of the paper's tables, CIDEr, class-agnostic proposals and the linear probe."""
 SIGNIFICANCE = 0.05
 
 
