@@ -28,6 +28,7 @@ SETTINGS = StudySettings(
     world=WorldSizes(scenes=(16, 4, 6), classification=(24, 12, 12), text=(60, 10, 10)),
     text_updates=2,
     detection_updates=2,
+    foreground_updates=1,
     updates_per_task=1,
 )
 
@@ -92,7 +93,7 @@ def test_every_arm_of_a_table_sees_as_many_batches_of_a_task(paths):
     for name, arm in ARMS.items():
         updates = arguments[name].max_steps
         batches = updates if arm.arguments.get("sampling") == "mixed" else updates / max(1, len(arm.tasks))
-        assert batches == arm.rounds * SETTINGS.updates_per_task or not arm.tasks
+        assert batches == round(arm.rounds * SETTINGS.updates_per_task) or not arm.tasks
         assert arguments[name].seed == 3
         assert set(arguments[name].batch_sizes) == set(arm.tasks)
         assert (arguments[name].task_weights is None) == (arguments[name].optimizer == "adamw")

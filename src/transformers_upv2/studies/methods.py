@@ -69,7 +69,7 @@ class Run:
         """Put the arguments together; every task has as many batches in all, whatever the sampling."""
         arm = self.arm
         mixed = arm.arguments.get("sampling") == "mixed"
-        per_task = self.paths.read_settings().updates_per_task * arm.rounds
+        per_task = round(self.paths.read_settings().updates_per_task * arm.rounds)
         uses_tbgn = arm.arguments.get("optimizer", "tbgn") == "tbgn"
         options = {
             "batch_sizes": {task: self._batch_size(task) for task in arm.tasks},

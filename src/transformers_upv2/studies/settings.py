@@ -19,6 +19,7 @@ class StudySettings:
         world: Images and lines of the demo world.
         text_updates: Of a new g and the text encoder on text alone, once.
         detection_updates: Of the image side on objects alone, once.
+        foreground_updates: Of the same with one foreground logit in place of classes, once.
         updates_per_task: Of every run.
     """
 
@@ -26,6 +27,7 @@ class StudySettings:
     world: WorldSizes = WORLD_SIZES
     text_updates: int = 100
     detection_updates: int = 1200
+    foreground_updates: int = 150
     updates_per_task: int = 70
 
 
@@ -53,7 +55,7 @@ class StudyPaths:
     @property
     def detection_part(self) -> Path:
         """The same after the image side has learned to detect, with one foreground logit."""
-        return self.root / "parts" / "class_agnostic"
+        return self.root / "parts" / "foreground" / "final"
 
     def encodings(self, representation: str) -> Path:
         """What the locked image side saw."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import RobertaTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_upv2.data.demo_world import World, open_world
 from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
-from transformers_upv2.model.distributed import rank
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 from transformers_upv2.studies.arms import Arm
@@ -25,6 +25,7 @@ from transformers_upv2.studies.world_model import (
     ColoredObjects,
     build_model,
     class_agnostic,
+    freeze_early_layers,
     load_folder,
     make_trainer,
     training_arguments,
@@ -82,20 +83,34 @@ def _make_text_part(paths: StudyPaths, world: World) -> None:
 
 
 def _make_detection_part(paths: StudyPaths, world: World) -> None:
-    """Teach the image side to detect as an ordinary Mask DINO, which knows colors and classes by itself."""
-    folder = paths.detection_part.parent / "detection"
-    source, processor = load_folder(paths.text_part)
+    """Teach the image side to detect: as an ordinary Mask DINO that knows colors and classes, then foreground alone."""
+    settings = paths.read_settings()
+    folder = paths.root / "parts" / "detection"
     colored = ColoredObjects(world.train["detection"])  # type: ignore[arg-type]
-    model, _ = build_model(world, processor.tokenizer, colored.class_names, decoder_config=_DENSE)
-    _copy_parts(model, source.state_dict())
-    model.config.region_loss_weight = 0.0
-    arguments = training_arguments(folder, paths.read_settings().detection_updates, **DETECTION)
-    run_stage(make_trainer(model, processor, {"detection": colored}, arguments), folder)
+    if not (folder / "final").exists():
+        source, processor = load_folder(paths.text_part)
+        model, _ = build_model(world, processor.tokenizer, colored.class_names, decoder_config=_DENSE)
+        _copy_parts(model, source.state_dict())
+        _train_proposals(model, processor, colored, folder, settings.detection_updates)
     wait()
-    if rank() == 0:
-        model, processor = class_agnostic(folder / "final", world)
-        processor.save_pretrained(paths.detection_part)
-        model.save_pretrained(paths.detection_part)
+    torch.manual_seed(0)
+    model, processor = class_agnostic(folder / "final", world)
+    freeze_early_layers(model)
+    scenes = world.train["detection"]
+    _train_proposals(model, processor, scenes, paths.detection_part.parent, settings.foreground_updates)
+
+
+def _train_proposals(
+    model: UniPerceiverV2ForMultiTask,
+    processor: UniPerceiverV2Processor,
+    scenes: Dataset,
+    folder: Path,
+    updates: int,
+) -> None:
+    """Train the proposal network alone; g answers for nothing."""
+    model.config.region_loss_weight = 0.0
+    arguments = training_arguments(folder, updates, **DETECTION)
+    run_stage(make_trainer(model, processor, {"detection": scenes}, arguments), folder)
 
 
 def start_model(
