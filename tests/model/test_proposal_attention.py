@@ -10,7 +10,6 @@ from transformers_upv2.model.proposal_attention import (
     FeedForward,
     MultiScaleDeformableAttention,
     PredictionHead,
-    sample_levels,
 )
 
 SHAPES = [(6, 8), (3, 4)]
@@ -59,20 +58,6 @@ def test_bfloat16_samples_in_float32():
     actual = half(hidden_states.bfloat16(), references, source_states.bfloat16(), SHAPES)
     assert actual.dtype == torch.bfloat16
     torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05)
-
-
-def test_gradients_agree_with_finite_differences():
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        numbers = torch.rand(*shape, dtype=torch.float64, generator=generator)
-        return numbers.requires_grad_()
-
-    values, locations, weights = draw(1, 10, 4), draw(1, 3, 2, 2, 2, 2), draw(1, 3, 2, 2, 2)
-    shapes = [(2, 3), (2, 2)]
-    assert torch.autograd.gradcheck(
-        lambda *inputs: sample_levels(inputs[0], shapes, *inputs[1:]), (values, locations, weights)
-    )
 
 
 def test_fresh_attention_looks_along_one_direction_per_head():

@@ -98,7 +98,8 @@ def test_every_arm_of_a_table_sees_as_many_batches_of_a_task(paths):
         assert set(arguments[name].batch_sizes) == set(arm.tasks)
         assert (arguments[name].task_weights is None) == (arguments[name].optimizer == "adamw")
     assert arguments["sampling_mixed"].batch_sizes == arguments["sampling_tbgn"].batch_sizes
-    assert arguments["start_scratch"].lr_multipliers.keys() == {"model.text_encoder", "model.image_encoder.backbone"}
+    assert arguments["queries_anchor"].lr_multipliers.keys() == {"model.text_encoder", "model.image_encoder.backbone"}
+    assert arguments["start_scratch"].lr_multipliers.keys() == {"model.text_encoder", "model.image_encoder"}
     assert arguments["all_tasks"].lr_multipliers.keys() == {"model.text_encoder"}
 
 

@@ -2,8 +2,8 @@
 
 The main one is multi-scale deformable attention (Deformable DETR,
 https://arxiv.org/abs/2010.04159, Eq. 3) in plain torch: no compiled operator, any device. Values
-are sampled in float32 whatever the dtype of the weights, because ``grid_sample`` in bfloat16
-returns garbage on a CPU and a bfloat16 location is off by up to a pixel.
+are sampled in float32 whatever the dtype of the weights, because a bfloat16 location is off by up
+to a pixel.
 
 D_p is the hidden size of the proposal network.
 """
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
+
+from .multi_scale_sampling import sample_levels
 
 
 def init_xavier_(linear: nn.Linear) -> None:
@@ -128,34 +130,6 @@ class MultiScaleDeformableAttention(nn.Module):
         raise ValueError(
             f"`references` must be points (..., 2) or boxes (..., 4), got a last dimension of {references.shape[-1]}."
         )
-
-
-def sample_levels(
-    values: Tensor, spatial_shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    """Sum bilinear samples of several maps; a point outside of a map counts as zero.
-
-    Args:
-        values: Flattened maps, ``(batch, cells, D_p)``, float32.
-        spatial_shapes: (H, W) of each map.
-        locations: (x, y) in [0, 1] of a map, ``(batch, queries, heads, levels, points, 2)``.
-        weights: Weight of each sample, ``(batch, queries, heads, levels, points)``.
-
-    Returns:
-        ``(batch, queries, D_p)``.
-    """
-    batch, queries, heads, _, points, _ = locations.shape
-    # points before queries: sums over the long last dimension are twice as fast on a CPU
-    grids = (2 * locations - 1).permute(3, 0, 2, 4, 1, 5)
-    grids = grids.reshape(-1, batch * heads, points, queries, 2)  # (levels, batch * heads, points, queries, 2)
-    weights = weights.permute(3, 0, 2, 4, 1).reshape(-1, batch * heads, 1, points, queries)
-    maps = values.transpose(1, 2).reshape(batch * heads, -1, values.shape[1])
-    maps = maps.split([height * width for height, width in spatial_shapes], dim=-1)
-    output = values.new_zeros(())
-    for shape, cells, grid, weight in zip(spatial_shapes, maps, grids, weights, strict=True):
-        samples = F.grid_sample(cells.unflatten(-1, shape), grid, align_corners=False)
-        output = output + (samples * weight).sum(dim=2)  # (batch * heads, D_p / heads, queries)
-    return output.reshape(batch, -1, queries).transpose(1, 2)  # (batch, queries, D_p)
 
 
 class FeedForward(nn.Module):

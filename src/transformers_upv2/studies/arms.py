@@ -80,7 +80,7 @@ def _without(task: str) -> tuple[str, ...]:
 def _detector(name: str, **proposal_config: Any) -> Arm:
     """A proposal network that learns to find objects from ImageNet's backbone."""
     config = {"proposal_config": proposal_config, **_PROPOSALS_ALONE}
-    return Arm(name, ("detection",), config, {"learning_rate": 2e-3}, start="imagenet", locked=False, rounds=8)
+    return Arm(name, ("detection",), config, {"learning_rate": 2e-3}, start="imagenet", locked=False, rounds=6)
 
 
 def _student(name: str, **fields: Any) -> Arm:
@@ -88,7 +88,7 @@ def _student(name: str, **fields: Any) -> Arm:
     small = {"backbone_config": _SMALL_BACKBONE, **_PROPOSALS_ALONE}
     # normalized gradients of the distillation's own parameters are small beside Adam's usual epsilon
     arguments = {"learning_rate": 2e-3, "adam_epsilon": 1e-12}
-    return Arm(name, ("detection",), small, arguments, locked=False, rounds=8, **fields)
+    return Arm(name, ("detection",), small, arguments, locked=False, rounds=6, **fields)
 
 
 def _start_arm(start: Literal["scratch", "imagenet", "detection"]) -> Arm:

@@ -83,7 +83,7 @@ def _make_text_part(paths: StudyPaths, world: World) -> None:
 
 
 def _make_detection_part(paths: StudyPaths, world: World) -> None:
-    """Teach the image side to detect: as an ordinary Mask DINO that knows colors and classes, then foreground alone."""
+    """Teach the image side to detect as a Mask DINO that knows colors and classes, then with one foreground logit."""
     settings = paths.read_settings()
     folder = paths.root / "parts" / "detection"
     colored = ColoredObjects(world.train["detection"])  # type: ignore[arg-type]
