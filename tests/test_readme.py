@@ -73,8 +73,18 @@ BACKBONES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_code_blocks_run(page: str) -> None:
-    assert run_blocks(page).strip()
+def test_code_blocks_run_and_print_what_the_page_shows(page: str) -> None:
+    """Words are the same, numbers too but for the last digit."""
+    shown = "".join(re.findall(r"```text\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL))
+    printed = run_blocks(page)
+    assert printed.strip()
+    if not shown:
+        return
+    number = r"\d+(?:\.\d+)?"
+    assert re.sub(number, "#", printed) == re.sub(number, "#", shown)
+    for here, there in zip(re.findall(number, printed), re.findall(number, shown), strict=True):
+        tolerance = 0.011 if "." in there else 1
+        assert abs(float(here) - float(there)) <= tolerance, (here, there)
 
 
 @pytest.mark.slow
