@@ -171,6 +171,7 @@ def count_multiply_adds(run: Callable[[], object], parts: Mapping[str, nn.Module
     counts = dict.fromkeys(parts, 0)
     formulas = {
         torch.ops.aten.grid_sampler_2d: _grid_sample_flops,
+        torch.ops.aten._embedding_bag_forward_only: _embedding_bag_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     }
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter, torch.no_grad():
@@ -285,6 +286,11 @@ def _attribute(
 def _grid_sample_flops(maps: Size, grid: Size, *_: object, **__: object) -> int:
     """Two for each of four neighbours and for the attention weight of every sampled value."""
     return 10 * maps[0] * maps[1] * grid[1] * grid[2]
+
+
+def _embedding_bag_flops(table: Size, rows: Size, *_: object, **__: object) -> int:
+    """The same for each value of a point's four rows, the attention weight being a fourth part of a row's weight."""
+    return 10 * table[1] * rows[0] // 4
 
 
 def _attention_flops(query: Size, key: Size, value: Size, *_: object, **__: object) -> int:
