@@ -1,5 +1,8 @@
 """The command line: `upv2 VERB`.
 
+A verb that is about a model takes it first, `upv2 serve MODEL`; one that is about images or a text takes these first
+and the model as an option, `upv2 caption photo.jpg --model MODEL`.
+
 Each module beside this one describes a group of verbs. A verb imports what it needs when it runs, so that `--help`
 answers at once. Results go to standard output, progress and errors to standard error.
 """

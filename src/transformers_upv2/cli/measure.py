@@ -9,7 +9,7 @@ from transformers_upv2.cli.common import (
     DEFAULT_MODEL,
     Verbs,
     add_json_option,
-    add_model_option,
+    add_model_argument,
     add_size_option,
     add_verb,
     check_model,
@@ -83,12 +83,12 @@ def _add_evaluate(verbs: Verbs) -> None:
         evaluate,
         "measure a model on data sets in their usual formats",
         [
-            "upv2 evaluate --world runs/world --split test",
-            "upv2 evaluate --detection instances.json --images photos --out metrics.json",
-            "upv2 evaluate --captions captions.json --images photos --classification imagenet/val --json",
+            "upv2 evaluate model_cards/uniperceiver-v2-tiny --world runs/world --split test",
+            "upv2 evaluate runs/photos --detection instances.json --images photos --out metrics.json",
+            "upv2 evaluate runs/photos --captions captions.json --images photos --classification imagenet/val --json",
         ],
     )
-    add_model_option(parser)
+    add_model_argument(parser)
     parser.add_argument("--world", type=Path, metavar="FOLDER", help="a demo world, for all tasks")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="of the world")
     parser.add_argument("--detection", type=Path, metavar="JSON", help="COCO instances; boxes and masks")
