@@ -261,30 +261,6 @@ def test_info_counts_the_parameters_of_the_folder(
     assert "text_encoder" in capsys.readouterr().out
 
 
-def test_evaluation_asks_for_the_names_of_the_data(run: Callable[..., str], tmp_path: Path) -> None:
-    for name in ("cloud", "river"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        Image.new("RGB", (40, 40), "red").save(tmp_path / "data" / name / "1.png")
-    (tmp_path / "text.txt").write_text("a red circle above the square\n")
-    out = tmp_path / "metrics.json"
-    data = ("--classification", tmp_path / "data", "--text", tmp_path / "text.txt")
-    metrics = json.loads(run("evaluate", *data, "--out", out, "--json"))
-    assert metrics["classification/top1"] == 0.5  # two equal images of two classes
-    assert "language_modeling/masked_accuracy" in metrics
-    assert json.loads(out.read_text()) == metrics
-
-
-def test_boxes_alone_can_be_evaluated(run: Callable[..., str], photos: list[Path], tmp_path: Path) -> None:
-    box = {"id": 1, "image_id": 1, "category_id": 5, "bbox": [10, 10, 50, 40], "area": 2000, "iscrowd": 0}
-    image = {"id": 1, "file_name": photos[0].name, "width": 120, "height": 80}
-    content = {"images": [image], "annotations": [box], "categories": [{"id": 5, "name": "hat"}]}
-    (tmp_path / "instances.json").write_text(json.dumps(content))
-    data = ("--detection", tmp_path / "instances.json", "--images", photos[0].parent)
-    metrics = json.loads(run("evaluate", *data, "--boxes-only", "--json"))
-    assert 0 <= metrics["detection/box_ap"] <= 1
-    assert "detection/mask_ap" not in metrics
-
-
 def test_push_prints_the_commit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     calls = []
 

@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 
 from transformers_upv2.cli.ask import add_verbs as add_asking_verbs
 from transformers_upv2.cli.deliver import add_verbs as add_delivering_verbs
+from transformers_upv2.cli.evaluate import add_verbs as add_evaluating_verbs
 from transformers_upv2.cli.make import add_verbs as add_making_verbs
 from transformers_upv2.cli.measure import add_verbs as add_measuring_verbs
 
-GROUPS = (add_asking_verbs, add_measuring_verbs, add_making_verbs, add_delivering_verbs)
+GROUPS = (add_asking_verbs, add_evaluating_verbs, add_measuring_verbs, add_making_verbs, add_delivering_verbs)
 MENDABLE = (OSError, ValueError, ImportError, SafetensorError)
 """Errors that tell the user what to do; all others are bugs and keep their traceback."""
 INTERRUPTED = 130
