@@ -176,6 +176,8 @@ def evaluate(options: argparse.Namespace) -> None:
     metrics = evaluate_all(model, processor, datasets, _evaluators(options), batch_size=options.batch_size)
     name = Path(options.model).resolve().name
     table = format_table_6({name: metrics}, {name: summarize_model(model.config).counts.one_ffn})
+    measured_on = ", ".join(dict.fromkeys(readable for _, readable in titles.values()))
+    table += f"\n\nThe columns are those of the paper's Table 6; measured on: {measured_on}."
     if options.out is not None:
         write_results(options.out, name, metrics, table, titles)
     if options.json:

@@ -72,7 +72,7 @@ def write_results(
         out: Folder for ``metrics.json``, ``table_6.md`` and ``model_index.yaml``, made if it is missing.
         model_name: The model.
         metrics: What was measured.
-        table: What `format_table_6` made of them.
+        table: What `format_table_6` made of them, in Markdown.
         datasets: As for `model_index`.
     """
     write_metrics(metrics, out / "metrics.json")
