@@ -1,4 +1,4 @@
-"""Every Python block of the README and of the cards runs as written, from the repository's root.
+"""Every Python block of the README and of the cards runs as written, from the repository's root; every command parses.
 
 Names of pretrained parts lead to a Hub on this machine that holds small ones of the same kinds, since a test downloads
 nothing; a part brings its own sizes, so the code is the reader's, word for word.
@@ -6,6 +6,7 @@ nothing; a part brings its own sizes, so the code is the reader's, word for word
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,11 +18,17 @@ from safetensors.torch import save_file
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizer, SwinConfig, SwinModel
 
 from hub_server import Repository, running_hub
+from transformers_upv2 import cli
 from transformers_upv2.model.presets import PRESETS, PRETRAINED_PARTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "model_cards/uniperceiver-v2-tiny/README.md"]
 PRESET_CARDS = {name: f"model_cards/uniperceiver-v2-{name}.md" for name in PRESETS if name != "tiny"}
+COMMAND_PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("*.md", "docs/*.md", "model_cards/**/*.md", "src/**/*.md")
+    for path in ROOT.glob(pattern)
+)
 
 
 def python_blocks(page: str) -> str:
@@ -116,3 +123,35 @@ def test_preset_cards_say_that_there_are_no_weights(preset: str) -> None:
 def test_named_files_exist(page: str) -> None:
     for path in re.findall(r"(?:scripts|model_cards|tests)/[\w./-]+\w", (ROOT / page).read_text()):
         assert (ROOT / path).exists(), f"{page} names {path}, which does not exist"
+
+
+def commands_of(text: str) -> list[list[str]]:
+    """The `upv2` commands of a page without the program's name: lines of its blocks, and quotes in its sentences."""
+    fence = r"^```.*?^```"
+    blocks = "\n".join(re.findall(fence, text, flags=re.DOTALL | re.MULTILINE)).replace("\\\n", " ")
+    sentences = re.sub(fence, "", text, flags=re.DOTALL | re.MULTILINE)
+    lines = re.findall(r"^\s*(upv2 .*)$", blocks, flags=re.MULTILINE)
+    quotes = [quote.replace("\n", " ") for quote in re.findall(r"`(upv2\s[^`]+)`", sentences)]
+    return [shlex.split(line, comments=True)[1:] for line in [*lines, *quotes]]
+
+
+@pytest.mark.parametrize("page", COMMAND_PAGES)
+def test_commands_parse(page: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A verb alone is a name, not a command; `VERB` stands for any."""
+    refused = []
+    for command in commands_of((ROOT / page).read_text()):
+        is_name = len(command) == 1 or command[0] == "VERB"
+        arguments = [command[0].replace("VERB", "info"), "--help"] if is_name else command
+        try:
+            cli.build_parser().parse_args(arguments)
+        except SystemExit as stop:
+            refused += [shlex.join(command)] if stop.code else []
+    assert not refused, capsys.readouterr().err
+
+
+def test_commands_are_found_in_blocks_and_sentences() -> None:
+    page = "Say `upv2\npush a b/c`.\n```bash\nupv2 info tiny   # what\n  upv2 caption \\\n  a.jpg\nls\n```\n`upv2 x`"
+    assert commands_of(page) == [["info", "tiny"], ["caption", "a.jpg"], ["push", "a", "b/c"], ["x"]]
+    readme = commands_of((ROOT / "README.md").read_text())
+    assert {"predict", "evaluate", "export", "serve", "push", "study"} <= {command[0] for command in readme}
+    assert any(commands_of((ROOT / page).read_text()) for page in COMMAND_PAGES if page.startswith("docs/"))

@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import yaml
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from transformers_upv2.evaluation.results import TABLE_6, format_table_6, model_index, write_metrics
+from transformers_upv2.evaluation.results import TABLE_6, format_table_6, model_index, write_metrics, write_results
 
 METRICS = {
     "classification/top1": 0.863,
@@ -49,3 +50,11 @@ def test_a_dataset_without_a_name_is_an_error():
 def test_metrics_are_written_as_json(tmp_path):
     write_metrics(METRICS, tmp_path / "new" / "metrics.json")
     assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == METRICS
+
+
+def test_all_forms_are_written_side_by_side(tmp_path):
+    write_results(tmp_path / "new", "ours", METRICS, format_table_6({"ours": METRICS}), DATASETS)
+    assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == METRICS
+    assert (tmp_path / "new" / "table_6.md").read_text() == format_table_6({"ours": METRICS}) + "\n"
+    metadata = yaml.safe_load((tmp_path / "new" / "model_index.yaml").read_text())
+    assert metadata == {"model-index": model_index("ours", METRICS, DATASETS)}

@@ -1,5 +1,8 @@
 """The command line: `upv2 VERB`.
 
+A verb that is about a model takes it first, `upv2 serve MODEL`; one that is about images or a text takes these first
+and the model as an option, `upv2 caption photo.jpg --model MODEL`.
+
 Each module beside this one describes a group of verbs. A verb imports what it needs when it runs, so that `--help`
 answers at once. Results go to standard output, progress and errors to standard error.
 """
@@ -12,10 +15,11 @@ from safetensors import SafetensorError
 
 from transformers_upv2.cli.ask import add_verbs as add_asking_verbs
 from transformers_upv2.cli.deliver import add_verbs as add_delivering_verbs
+from transformers_upv2.cli.evaluate import add_verbs as add_evaluating_verbs
 from transformers_upv2.cli.make import add_verbs as add_making_verbs
 from transformers_upv2.cli.measure import add_verbs as add_measuring_verbs
 
-GROUPS = (add_asking_verbs, add_measuring_verbs, add_making_verbs, add_delivering_verbs)
+GROUPS = (add_asking_verbs, add_evaluating_verbs, add_measuring_verbs, add_making_verbs, add_delivering_verbs)
 MENDABLE = (OSError, ValueError, ImportError, SafetensorError)
 """Errors that tell the user what to do; all others are bugs and keep their traceback."""
 INTERRUPTED = 130

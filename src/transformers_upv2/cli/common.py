@@ -38,8 +38,13 @@ def add_verb(
     return parser
 
 
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``MODEL``, the first argument of a verb that is about a model."""
+    parser.add_argument("model", metavar="MODEL", help="a saved model with its processor, or its name on the Hub")
+
+
 def add_model_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--model``."""
+    """Add ``--model``, for a verb that is about images or a text and asks a model about them."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -92,8 +97,8 @@ def check_model(model: str) -> None:
         return
     if model == DEFAULT_MODEL or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise ValueError(
-            f"`--model` must name a folder with a saved model or a repository on the Hub, got {model!r}, which does "
-            "not exist. The default is the checkpoint in a checkout of this package's repository."
+            f"The model must be a folder with a saved model or a repository on the Hub, got {model!r}, which does "
+            f"not exist. A checkout of this package's repository holds a checkpoint, {DEFAULT_MODEL!r}."
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers_upv2.cli.common import (
     Verbs,
     add_json_option,
-    add_model_option,
+    add_model_argument,
     add_size_option,
     add_verb,
     check_model,
@@ -61,11 +61,11 @@ def _add_export(verbs: Verbs) -> None:
         export,
         "write a model as ONNX graphs that run without this package (extra `onnx`)",
         [
-            "upv2 export --model runs/photos --out runs/photos_onnx",
-            "upv2 export --out onnx --image-size 480 640 --tasks detection",
+            "upv2 export runs/photos --out runs/photos_onnx",
+            "upv2 export me/my-detector --out onnx --image-size 480 640 --tasks detection",
         ],
     )
-    add_model_option(parser)
+    add_model_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where the graphs go")
     add_size_option(parser, "fixed size of the images (default: the processor's `pad_size`)")
     parser.add_argument("--tasks", type=names, help='tasks that must work, "detection, retrieval" (default: all)')
@@ -100,9 +100,12 @@ def _add_serve(verbs: Verbs) -> None:
         "serve",
         serve,
         "open a web page to try a model (extra `app`)",
-        ["upv2 serve", "upv2 serve --model runs/photos --images photos --index photos.safetensors --port 8000"],
+        [
+            "upv2 serve model_cards/uniperceiver-v2-tiny",
+            "upv2 serve runs/photos --images photos --index photos.safetensors --port 8000",
+        ],
     )
-    add_model_option(parser)
+    add_model_argument(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="images that visitors can search")
     parser.add_argument("--index", type=Path, metavar="FILE", help="keep the index of these images here")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 PARAMETERS_COLUMN = "#params"
 
 
@@ -55,6 +57,28 @@ def write_metrics(metrics: Mapping[str, float], path: Path) -> None:
     """Write metrics as JSON, in sorted order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(dict(metrics), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_results(
+    out: Path,
+    model_name: str,
+    metrics: Mapping[str, float],
+    table: str,
+    datasets: Mapping[str, tuple[str, str]],
+) -> None:
+    """Write metrics in all three forms.
+
+    Args:
+        out: Folder for ``metrics.json``, ``table_6.md`` and ``model_index.yaml``, made if it is missing.
+        model_name: The model.
+        metrics: What was measured.
+        table: What `format_table_6` made of them, in Markdown.
+        datasets: As for `model_index`.
+    """
+    write_metrics(metrics, out / "metrics.json")
+    (out / "table_6.md").write_text(table + "\n", encoding="utf-8")
+    metadata = {"model-index": model_index(model_name, metrics, datasets)}
+    (out / "model_index.yaml").write_text(yaml.safe_dump(metadata, sort_keys=False), encoding="utf-8")
 
 
 def format_table_6(runs: Mapping[str, Mapping[str, float]], parameters: Mapping[str, int] | None = None) -> str:

@@ -35,7 +35,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "flickr30k": {"captions_per_image": 5},
 }
 """Options of ``RetrievalEvaluator`` for the field's protocols, on Karpathy's test splits with five captions an image:
-the 5 000 images of COCO at once or in five folds, and the 1 000 images of Flickr30k."""
+the 5 000 images of COCO at once, or at once and in five folds, and the 1 000 images of Flickr30k."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class RetrievalEvaluator(TaskEvaluator[RetrievalPredictions]):
         captions_per_image: How many captions of an image take part, the first ones; ``None``
             takes all. With 1, both directions choose among as many items as there are images.
         ranks: The k of recall@k.
-        fold_size: Number of images that are searched together; the recalls are averaged over
-            consecutive folds, and images that make up no whole fold are left out. ``None``: all.
+        fold_size: Number of images of a fold, if folds are searched as well: recalls are also
+            averaged over consecutive folds; images that make up no whole fold are left out there.
         block_size: Number of queries that are compared with all candidates at once; memory grows
             with it, the result does not depend on it.
     """
@@ -119,20 +119,23 @@ class RetrievalEvaluator(TaskEvaluator[RetrievalPredictions]):
     def score(self, predictions: RetrievalPredictions) -> dict[str, float]:
         """Return ``text_to_image_r<k>`` and ``image_to_text_r<k>``.
 
+        With folds there are also their means, such as ``text_to_image_r1_folds_of_1000``.
+
         Raises:
             ValueError: If there are fewer images than in one fold.
         """
-        if self.fold_size is None:
-            return self._score_fold(predictions)
+        whole = self._score_fold(predictions)
+        return whole if self.fold_size is None else whole | self._score_folds(predictions, self.fold_size)
+
+    def _score_folds(self, predictions: RetrievalPredictions, fold_size: int) -> dict[str, float]:
         num_images = len(predictions.image_features)
-        if num_images < self.fold_size:
+        if num_images < fold_size:
             raise ValueError(
-                f"`dataset` must hold at least `fold_size` = {self.fold_size} images, got {num_images}. "
-                "Set a smaller one."
+                f"`dataset` must hold at least `fold_size` = {fold_size} images, got {num_images}. Set a smaller one."
             )
-        starts = range(0, num_images - self.fold_size + 1, self.fold_size)
-        folds = [self._score_fold(select_images(predictions, start, self.fold_size)) for start in starts]
-        return {name: sum(fold[name] for fold in folds) / len(folds) for name in folds[0]}
+        starts = range(0, num_images - fold_size + 1, fold_size)
+        folds = [self._score_fold(select_images(predictions, start, fold_size)) for start in starts]
+        return {f"{name}_folds_of_{fold_size}": sum(fold[name] for fold in folds) / len(folds) for name in folds[0]}
 
     def _score_fold(self, predictions: RetrievalPredictions) -> dict[str, float]:
         images, texts = predictions.image_features, predictions.text_features
