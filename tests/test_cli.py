@@ -151,6 +151,13 @@ def test_missing_and_broken_images_are_named(
         assert file.name in capsys.readouterr().err
 
 
+def test_an_address_that_nobody_answers_is_an_error(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["caption", "http://127.0.0.1:9/x.jpg", "--model", str(model_folder)]) == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert "'http://127.0.0.1:9/x.jpg' cannot be opened as an image" in printed[-1]
+    assert len(printed) == 1
+
+
 def test_a_file_that_is_no_index_is_an_error(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,13 @@
 """The image processor: parity with DETR's and pycocotools, alignment, any image, exact read-out."""
 
+import base64
+import functools
+import http.server
 import io
 import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,6 +280,50 @@ def test_exif_rotation_and_files(image: np.ndarray, tmp_path: object) -> None:
     torch.testing.assert_close(pixels([str(path)]), upright)
 
 
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Where a server offers the files of the test's folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_files_addresses_and_base64_give_the_same_pixels(image: np.ndarray, tmp_path: Path, address: str) -> None:
+    deep = Image.fromarray(image[..., 0].astype(np.uint16) * 257)
+    clear = Image.fromarray(np.dstack([image, image[..., 0]]), "RGBA")
+    for name, picture in (("deep.png", deep), ("clear.png", clear)):
+        picture.save(tmp_path / name)
+        data = base64.encodebytes((tmp_path / name).read_bytes()).decode()
+        expected = pixels(picture)
+        for source in (tmp_path / name, f"{address}/{name}", data, f"data:image/png;base64,{data}"):
+            torch.testing.assert_close(pixels(source), expected, atol=0, rtol=0)
+
+
+def test_hostile_addresses(image: np.ndarray, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(image).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[:-3000])
+    with pytest.raises(ValueError, match=r"cut\.png' cannot be decoded: .*truncated"):
+        pixels(f"{address}/cut.png")
+    with pytest.raises(ValueError, match=r"cannot be decoded: .*truncated"):
+        pixels(base64.b64encode(content[:-3000]).decode())
+    with pytest.raises(ValueError, match=r"none\.png' cannot be opened as an image: .*404"):
+        pixels(f"{address}/none.png")
+    for nowhere in ("http://127.0.0.1:9/a.png", "http://[a.png"):
+        with pytest.raises(ValueError, match=r"a\.png' cannot be opened as an image"):
+            pixels(nowhere)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"whole\.png' cannot be opened as an image: .*bomb"):
+        pixels(f"{address}/whole.png")
+
+
 def test_hostile_images(image: np.ndarray, tmp_path: object, monkeypatch: object) -> None:
     with pytest.raises(ValueError, match=r"at least one pixel, got a size of \(0, 5\)"):
         pixels(Image.new("RGB", (0, 5)))
@@ -293,7 +343,7 @@ def test_hostile_images(image: np.ndarray, tmp_path: object, monkeypatch: object
     text.write_text("not an image")
     with pytest.raises(ValueError, match=r"text\.png' cannot be opened as an image: cannot identify"):
         pixels(text)
-    with pytest.raises(ValueError, match=r"Incorrect image source.*missing\.png"):
+    with pytest.raises(ValueError, match=r"missing\.png' cannot be opened as an image: there is no such file"):
         pixels(str(tmp_path / "missing.png"))
     broken.write_bytes(stream.getvalue())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -4,39 +4,69 @@ Not stated in the paper, chosen here: 16-bit values map linearly to 8 bits, and 
 composed onto white, as transformers does.
 """
 
+import base64
+import io
 import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.image_transforms import convert_to_rgb
-from transformers.image_utils import load_image
 
 SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
+TIMEOUT = 30.0
+"""Seconds to wait for an image from the web."""
+WEB = ("http://", "https://")
 
 
-def open_image(source: str | Path) -> Image.Image:
-    """Read an image from a file, a URL or a base64 string.
+def open_image(source: str | Path | Image.Image, timeout: float | None = TIMEOUT) -> Image.Image:
+    """Read an image from a file, a URL or a base64 string; all three give the same pixels.
 
     Args:
-        source: Where the image is.
+        source: Where the image is, or a PIL image of any mode.
+        timeout: Seconds to wait for the web; None: without end.
 
     Returns:
         The upright RGB image.
 
     Raises:
-        ValueError: If there is no image, it is broken, or has so many pixels that it may be a bomb.
+        ValueError: If there is no image, it cannot be reached, is broken, or has so many pixels that it may be a bomb.
     """
-    if not os.path.isfile(source):  # Path.is_file raises on a long base64 string
-        return load_image(str(source))
+    if isinstance(source, Image.Image):
+        return Image.fromarray(pil_to_rgb(source))
+    name = str(source) if len(str(source)) < 500 else f"{str(source)[:50]}..."  # base64 data
     try:
-        image = Image.open(source)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The file '{source}' cannot be opened as an image: {error}") from error
+        image = Image.open(_as_file(str(source), timeout))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+        httpx.HTTPError,
+        httpx.InvalidURL,
+    ) as error:
+        raise ValueError(
+            f"'{name}' cannot be opened as an image: {error}. Pass an image file, an http(s) address or base64 data."
+        ) from error
     with image:
+        image.filename = name  # which errors name
         return Image.fromarray(pil_to_rgb(image))
+
+
+def _as_file(source: str, timeout: float | None) -> str | io.BytesIO:
+    """Find what PIL reads: a file, or bytes from the web or of base64 data."""
+    if os.path.isfile(source):  # Path.is_file raises on a long base64 string
+        return source
+    if source.startswith(WEB):
+        return io.BytesIO(httpx.get(source, timeout=timeout, follow_redirects=True).raise_for_status().content)
+    data = source.partition(",")[2] if source.startswith("data:image/") else source
+    try:
+        return io.BytesIO(base64.b64decode("".join(data.split()), validate=True))
+    except ValueError as error:
+        raise ValueError("there is no such file") from error
 
 
 def pil_to_rgb(image: Image.Image, *, upright: bool = True) -> np.ndarray:
