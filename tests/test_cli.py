@@ -121,6 +121,7 @@ def test_wrong_command_lines_give_exit_code_two(
         (["predict", "a.jpg", "--task", "captioning", "--labels", "cat"], "`--labels` needs one of the tasks"),
         (["segment", "a/x.jpg", "b/x.jpg"], "`IMAGE` files must have different names"),
         (["retrieve", "a cat"], "`--images` must name a folder to search in"),
+        (["retrieve", "nowhere.jpg", "--images", "."], "`QUERY` must be a text or the file of an image"),
         (["evaluate"], "There must be data to evaluate on"),
         (
             ["info", "--preset", "swin-huge"],
@@ -249,6 +250,17 @@ def test_retrieval_finds_an_image_by_itself_and_reuses_its_index(
     rows = run("retrieve", "a red circle", "--index", index, "--top-k", 2).splitlines()
     assert rows[0].split() == ["score", "image"]
     assert len(rows) == 3
+
+
+def test_retrieval_tells_what_it_left_out(
+    model_folder: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos[1].write_bytes(photos[1].read_bytes()[:-3000])
+    arguments = ["retrieve", "a hat", "--images", str(photos[0].parent), "--model", str(model_folder), "--json"]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)) == 2
+    assert f"left out: The image '{photos[1]}' cannot be decoded" in printed.err
 
 
 # Describing, measuring, handing on

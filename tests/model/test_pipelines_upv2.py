@@ -457,6 +457,33 @@ def test_only_new_and_changed_images_are_embedded(
     assert pipe(images[0])[0]["image"] == str(photos / "new.png")
 
 
+def test_files_that_cannot_be_read_are_left_out(
+    load: functools.partial, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = load("image-text-retrieval")
+    expected = pipe.build_index(photos, progress=False)
+    assert pipe.unreadable == {}
+    cut = photos / "deep" / "0_cut.png"
+    cut.write_bytes((photos / "0.PNG").read_bytes()[:-3000])
+    for name in ("paper.pdf", "clip.mpg", "._0.PNG"):
+        (photos / name).write_bytes(b"no image")
+    pipe.index = None
+    for batch_size in (1, 2):
+        index = pipe.build_index(photos, batch_size=batch_size, progress=False)
+        assert index.names == expected.names
+        torch.testing.assert_close(index.embeddings, expected.embeddings)
+        assert list(pipe.unreadable) == [str(cut)]
+        pipe.index = None
+    assert f"{cut}' cannot be decoded" in caplog.text
+    assert "1 of 4 files cannot be read and are not in the index" in caplog.text
+    with pytest.raises(ValueError, match=r"0_cut\.png' cannot be decoded"):
+        pipe.build_index([photos / "0.PNG", cut], progress=False)
+    for file in photos.rglob("*.PNG"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"one image that can be read, got 1 .*0_cut\.png' cannot be decoded"):
+        pipe.build_index(photos, progress=False)
+
+
 def test_an_index_of_other_weights_is_refused(folder: str, images: list[Image.Image], photos: Path) -> None:
     pipe = pipeline("image-text-retrieval", model=folder, device="cpu")
     pipe.build_index(photos, progress=False).save(photos / "index.safetensors")

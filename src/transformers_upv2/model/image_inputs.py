@@ -20,6 +20,8 @@ SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
 TIMEOUT = 30.0
 """Seconds to wait for an image from the web."""
 WEB = ("http://", "https://")
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What PIL raises about a file that is no image, or a broken one."""
 
 
 def open_image(source: str | Path | Image.Image, timeout: float | None = TIMEOUT) -> Image.Image:
@@ -97,7 +99,7 @@ def pil_to_rgb(image: Image.Image, *, upright: bool = True) -> np.ndarray:
             gray = np.asarray(image).clip(0, 65535).astype(np.uint16)
             return np.repeat(to_eight_bits(gray).numpy()[..., None], 3, axis=-1)
         return np.asarray(convert_to_rgb(image, return_numpy=True))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"The image {name} cannot be decoded: {error}") from error
 
 
