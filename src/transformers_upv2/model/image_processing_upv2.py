@@ -58,6 +58,10 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
 
     Not stated in the paper, chosen here: the defaults, the usual ones of detection on COCO; a set
     ``pad_size`` lets stock pipelines batch images of different shapes.
+
+    Some pipelines for our models are the stock classes themselves: image-classification, image-segmentation,
+    zero-shot-image-classification and image-feature-extraction. They open images by transformers' ``load_image``,
+    which clips 16-bit values and drops transparency before this class sees them; give them what `open_image` returns.
     """
 
     valid_kwargs = UniPerceiverV2ImageProcessorKwargs
