@@ -483,7 +483,8 @@ def test_overlap_threshold_drops_hidden_instances() -> None:
     result = UniPerceiverV2ImageProcessor().post_process_instance_segmentation(
         one_object(), threshold=0.0, overlap_mask_area_threshold=0.8
     )[0]
-    assert result["segments_info"] == [{"id": 1, "label_id": 1, "score": pytest.approx(0.86, abs=0.05)}]
+    score = pytest.approx(0.86, abs=0.05)
+    assert result["segments_info"] == [{"id": 1, "label_id": 1, "was_fused": False, "score": score}]
 
 
 def test_formats_of_instance_masks() -> None:

@@ -279,7 +279,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         Returns:
             One dict an image: ``segmentation``, the id map ``(height, width)`` int32 with 0 = no
             instance, or the whole masks, which may overlap; and ``segments_info``, ``{"id",
-            "label_id", "score"}`` of each.
+            "label_id", "was_fused", "score"}`` of each.
 
         Raises:
             ValueError: If both other formats are asked for, masks are missing, or there are not as

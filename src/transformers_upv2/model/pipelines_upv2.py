@@ -131,11 +131,13 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         Raises:
             ValueError: If there are other labels than texts, or not as many lists of labels as images.
         """
+        ask: Any = super().__call__  # whose types know less than it takes
         if candidate_labels is None or isinstance(image, dict):  # images that bring their labels
-            return super().__call__(image, candidate_labels, **kwargs)
+            return ask(image, candidate_labels, **kwargs)
         if isinstance(image, str | Path | Image.Image):
-            return super().__call__({"image": image, "candidate_labels": candidate_labels}, **kwargs)
-        images, labels = image, itertools.repeat(candidate_labels)
+            return ask({"image": image, "candidate_labels": candidate_labels}, **kwargs)
+        images: Any = image
+        labels: Any = itertools.repeat(candidate_labels)
         if isinstance(candidate_labels, list | tuple) and not all(isinstance(name, str) for name in candidate_labels):
             images, labels = list(image), candidate_labels
             if len(images) != len(labels):
@@ -143,7 +145,7 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
                     "`candidate_labels` must be texts, or hold the labels of each image, got "
                     f"{len(labels)} for {len(images)} images."
                 )
-        found = super().__call__(
+        found = ask(
             ({"image": one, "candidate_labels": its_labels} for one, its_labels in zip(images, labels)), **kwargs
         )
         return list(found) if isinstance(image, list | tuple) else found
