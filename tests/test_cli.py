@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import RobertaTokenizer
+from transformers import BertConfig, RobertaTokenizer
 
 import transformers_upv2
 from tiny_models import CLASS_NAMES, IMAGE_SIZE
@@ -274,6 +274,17 @@ def test_info_counts_the_parameters_of_the_folder(
     assert summary["counts"]["training"] == sum(p.numel() for p in session_model.parameters())
     assert cli.main(["info", str(model_folder), "--image-size", "64", "64"]) == 0
     assert "text_encoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [["info"], ["classify", "a.jpg", "--model"]])
+def test_folders_without_a_model_of_ours_are_refused(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*verb, str(tmp_path)]) == 1
+    assert "must hold a config.json of type 'uniperceiver_v2', it has none" in capsys.readouterr().err
+    BertConfig().save_pretrained(tmp_path)
+    assert cli.main([*verb, str(tmp_path)]) == 1
+    assert "it has a model of type 'bert'" in capsys.readouterr().err
 
 
 def test_evaluation_asks_for_the_names_of_the_data(run: Callable[..., str], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 from transformers import DetrImageProcessor
+from transformers.utils.logging import warning_once
 
 from transformers_upv2.model import post_processing
 from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
@@ -212,6 +213,9 @@ def test_bad_sizes(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"`size_divisor` must be at least 1, got 0"):
         UniPerceiverV2ImageProcessor(size_divisor=0)
     processor = UniPerceiverV2ImageProcessor(**SMALL)
+    for divisor in (0, -3):
+        with pytest.raises(ValueError, match=rf"`size_divisor` must be at least 1, got {divisor}"):
+            processor(image, pad_size=None, size_divisor=divisor)
     with pytest.raises(ValueError, match=r"`pad_size` .*'height': 64.* up to \(68, 102\)"):
         processor(image, size={"height": 68, "width": 102})
     with pytest.raises(ValueError, match=r"`do_pad=False` .* got .*\[\(20, 60\), \(40, 60\)\]"):
@@ -266,6 +270,23 @@ def test_arrays_and_tensors(image: np.ndarray) -> None:
     ):
         torch.testing.assert_close(pixels(case), expected)
     torch.testing.assert_close(pixels(image[..., 0]), expected[:1].expand(3, -1, -1))
+
+
+def test_other_ranges_do_not_pass_silently(image: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    torch.testing.assert_close(pixels(image.astype(np.int32)), pixels(image))
+    with pytest.raises(ValueError, match=r"torch\.int32 must hold 0\.\.255, got \d+\.\.65535\. .* must be uint16"):
+        pixels(image.astype(np.int32) * 257)
+    with pytest.raises(ValueError, match=r"torch\.int64 must hold 0\.\.255, got -\d+"):
+        pixels(torch.from_numpy(image).long() - 128)
+    processor, message = UniPerceiverV2ImageProcessor(**SMALL), "look already rescaled"
+    rescaled = (image / 255).astype(np.float32)
+    warning_once.cache_clear()
+    from_rescaled = processor(rescaled, do_rescale=False, return_tensors="pt")["pixel_values"]
+    expected = processor(image.astype(np.float32), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(from_rescaled, expected)
+    assert message not in caplog.text
+    processor(rescaled)
+    assert message in caplog.text
 
 
 def test_exif_rotation_and_files(image: np.ndarray, tmp_path: object) -> None:
@@ -333,6 +354,9 @@ def test_hostile_images(image: np.ndarray, tmp_path: object, monkeypatch: object
         pixels(Image.fromarray(image[..., 0].astype(np.float32)))
     with pytest.raises(ValueError, match=r"finite numbers, got NaN"):
         pixels(np.full((4, 4, 3), np.nan, dtype=np.float32))
+    for nothing in ([], np.zeros((0, 5, 5, 3))):
+        with pytest.raises(ValueError, match=r"`images` must hold at least one image, got none"):
+            pixels(nothing)
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     broken = tmp_path / "broken.png"

@@ -15,8 +15,12 @@ from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps
 from torch import Tensor
 from transformers.image_transforms import convert_to_rgb
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 SIXTEEN_TO_EIGHT_BITS = 257  # 65535 / 255
+WIDE_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint32, torch.uint64)
 TIMEOUT = 30.0
 """Seconds to wait for an image from the web."""
 WEB = ("http://", "https://")
@@ -107,13 +111,13 @@ def to_eight_bits(array: np.ndarray | Tensor) -> Tensor:
     """Bring 16-bit integers and booleans to the range 0..255 that the rescaling expects.
 
     Args:
-        array: Pixels of any shape. Other types are taken as 0..255 already.
+        array: Pixels of any shape. Other types must be 0..255 already.
 
     Returns:
         The pixels, as a tensor of the same shape; uint8 if they had to change.
 
     Raises:
-        ValueError: If floating point values are not finite.
+        ValueError: If floating point values are not finite, or other integers are outside of 0..255.
     """
     values = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
     if values.dtype == torch.bool:
@@ -122,4 +126,24 @@ def to_eight_bits(array: np.ndarray | Tensor) -> Tensor:
         return (values.to(torch.float32) / SIXTEEN_TO_EIGHT_BITS).round().to(torch.uint8)
     if values.is_floating_point() and not torch.isfinite(values).all():
         raise ValueError("`images` must hold finite numbers, got NaN or infinity.")
+    if values.dtype in WIDE_INTEGERS:
+        least, most = (int(bound) for bound in values.to(torch.int64).aminmax())
+        if least < 0 or most > 255:
+            raise ValueError(
+                f"`images` of type {values.dtype} must hold 0..255, got {least}..{most}. Values up to 65535 must be "
+                "uint16, others must be scaled."
+            )
     return values
+
+
+def warn_of_rescaled(images: list[Tensor]) -> None:
+    """Warn of floating point images in 0..1, as transformers does; rescaled once more they are black.
+
+    Args:
+        images: Of any shape.
+    """
+    if any(image.is_floating_point() and 0 < image.max() <= 1 for image in images):
+        logger.warning_once(
+            "`images` with floating point values in 0..1 look already rescaled, but `do_rescale` divides them once "
+            "more. Pass `do_rescale=False`, or values in 0..255."
+        )

@@ -26,7 +26,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .coco_labels import labels_from_coco, resize_and_pad_labels
-from .image_inputs import open_image, pil_to_rgb, to_eight_bits
+from .image_inputs import open_image, pil_to_rgb, to_eight_bits, warn_of_rescaled
 from .post_processing import (
     TargetSizes,
     instances_to_list,
@@ -84,8 +84,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         """Check the sizes once, so that a saved processor can be trusted."""
         super().__init__(**kwargs)
         _check_size(self.size)
-        if self.size_divisor is not None and self.size_divisor < 1:
-            raise ValueError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
+        _check_divisor(self.size_divisor)
 
     def preprocess(
         self,
@@ -97,7 +96,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
 
         Args:
             images: One image or a list: PIL of any mode, arrays or tensors with values 0..255
-                (16-bit ones 0..65535), file paths or URLs.
+                (uint16: 0..65535), file paths or URLs.
             annotations: For each image ``{"image_id": int, "annotations": [COCO annotation,
                 ...]}``, with ``category_id`` already a label and polygons or run lengths as
                 ``segmentation``.
@@ -111,9 +110,11 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
             tensor, ``image_id``. Crowd annotations are left out.
 
         Raises:
-            ValueError: If an image cannot be decoded or is empty, a size is impossible, or an
-                annotation is malformed or outside its image.
+            ValueError: If there is no image, one cannot be decoded, is empty or holds integers
+                outside of 0..255, a size is impossible, or an annotation is malformed or outside its
+                image.
         """
+        _check_divisor(kwargs.get("size_divisor"))
         return super().preprocess(images, annotations, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:  # noqa: D102 - as in the base class
@@ -167,6 +168,10 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         return_tensors: str | None = None,
         **options: Any,
     ) -> BatchFeature:
+        if not images:
+            raise ValueError("`images` must hold at least one image, got none.")
+        if options["do_rescale"]:
+            warn_of_rescaled(images)
         labels = _labels_of_batch(annotations, images)
         groups, order = group_images_by_shape(images, disable_grouping=options["disable_grouping"])
         for shape, stacked in groups.items():
@@ -330,6 +335,11 @@ def _check_size(size: SizeDict | dict[str, int]) -> dict[str, int]:
             f"{{'shortest_edge', 'longest_edge'}} with positive values, got {given}."
         )
     return given
+
+
+def _check_divisor(size_divisor: int | None) -> None:
+    if size_divisor is not None and size_divisor < 1:
+        raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}.")
 
 
 def _size(image: Tensor) -> tuple[int, int]:
