@@ -253,14 +253,16 @@ def test_retrieval_finds_an_image_by_itself_and_reuses_its_index(
 
 
 def test_retrieval_tells_what_it_left_out(
-    model_folder: Path, photos: list[Path], capsys: pytest.CaptureFixture[str]
+    model_folder: Path,
+    photos: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     photos[1].write_bytes(photos[1].read_bytes()[:-3000])
     arguments = ["retrieve", "a hat", "--images", str(photos[0].parent), "--model", str(model_folder), "--json"]
     assert cli.main(arguments) == 0
-    printed = capsys.readouterr()
-    assert len(json.loads(printed.out)) == 2
-    assert f"left out: The image '{photos[1]}' cannot be decoded" in printed.err
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert f"Left out of the index: The image '{photos[1]}' cannot be decoded" in caplog.text
 
 
 # Describing, measuring, handing on

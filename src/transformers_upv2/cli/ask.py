@@ -3,7 +3,6 @@
 import argparse
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -295,8 +294,6 @@ def retrieve(options: argparse.Namespace) -> None:
         search.index = ImageIndex.load(options.index)
     if options.images is not None:
         search.build_index(options.images)  # what a loaded index knows of unchanged files is taken over
-        for reason in search.unreadable.values():
-            print(f"upv2 retrieve: left out: {reason}", file=sys.stderr)
         if options.index is not None:
             search.index.save(options.index)
     found = search(query, top_k=options.top_k)
