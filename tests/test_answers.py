@@ -49,6 +49,20 @@ def test_detections_have_boxes_and_masks_of_the_original_image(answers, image):
     assert not np.asarray(draw(black, [])).any()
 
 
+def test_boxes_and_masks_of_a_turned_photograph_are_upright(answers, image, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    photo = image.convert("RGB").resize((120, 80))
+    photo.save(tmp_path / "turned.png", exif=exif)
+    upright = photo.transpose(Image.Transpose.ROTATE_270)
+    perceived = answers.perceive(Image.open(tmp_path / "turned.png"))
+    assert perceived.image.size == (80, 120)
+    found = answers.detect(perceived, CLASS_NAMES, threshold=0.0)
+    expected = answers.detect(answers.perceive(upright), CLASS_NAMES, threshold=0.0)
+    assert [item["box"] for item in found] == [item["box"] for item in expected]
+    assert found[0]["mask"].shape == (120, 80)
+
+
 def test_a_score_does_not_depend_on_the_other_labels(answers, image):
     perceived = answers.perceive(image)
     alone = answers.detect(perceived, ["hat"], threshold=0.0)

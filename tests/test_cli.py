@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import RobertaTokenizer
+from transformers import BertConfig, RobertaTokenizer
 
 import transformers_upv2
 from tiny_models import CLASS_NAMES, IMAGE_SIZE
@@ -125,6 +125,7 @@ def test_wrong_command_lines_give_exit_code_two(
         (["predict", "a.jpg", "--task", "captioning", "--labels", "cat"], "`--labels` needs one of the tasks"),
         (["segment", "a/x.jpg", "b/x.jpg"], "`IMAGE` files must have different names"),
         (["retrieve", "a cat"], "`--images` must name a folder to search in"),
+        (["retrieve", "nowhere.jpg", "--images", "."], "`QUERY` must be a text or the file of an image"),
         (["evaluate", "runs/mine"], "There must be data to evaluate on"),
         (
             ["info", "--preset", "swin-huge"],
@@ -153,6 +154,13 @@ def test_missing_and_broken_images_are_named(
     for file in (tmp_path / "broken.jpg", tmp_path / "missing.jpg"):
         assert cli.main(["classify", str(file), "--model", str(model_folder)]) == 1
         assert file.name in capsys.readouterr().err
+
+
+def test_an_address_that_nobody_answers_is_an_error(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["caption", "http://127.0.0.1:9/x.jpg", "--model", str(model_folder)]) == 1
+    printed = capsys.readouterr().err.splitlines()
+    assert "'http://127.0.0.1:9/x.jpg' cannot be opened as an image" in printed[-1]
+    assert len(printed) == 1
 
 
 def test_a_file_that_is_no_index_is_an_error(
@@ -248,6 +256,19 @@ def test_retrieval_finds_an_image_by_itself_and_reuses_its_index(
     assert len(rows) == 3
 
 
+def test_retrieval_tells_what_it_left_out(
+    model_folder: Path,
+    photos: list[Path],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    photos[1].write_bytes(photos[1].read_bytes()[:-3000])
+    arguments = ["retrieve", "a hat", "--images", str(photos[0].parent), "--model", str(model_folder), "--json"]
+    assert cli.main(arguments) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert f"Left out of the index: The image '{photos[1]}' cannot be decoded" in caplog.text
+
+
 # Describing, measuring, handing on
 
 
@@ -259,6 +280,17 @@ def test_info_counts_the_parameters_of_the_folder(
     assert summary["counts"]["training"] == sum(p.numel() for p in session_model.parameters())
     assert cli.main(["info", str(model_folder), "--image-size", "64", "64"]) == 0
     assert "text_encoder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [["info"], ["classify", "a.jpg", "--model"]])
+def test_folders_without_a_model_of_ours_are_refused(
+    verb: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*verb, str(tmp_path)]) == 1
+    assert "must hold a config.json of type 'uniperceiver_v2', it has none" in capsys.readouterr().err
+    BertConfig().save_pretrained(tmp_path)
+    assert cli.main([*verb, str(tmp_path)]) == 1
+    assert "it has a model of type 'bert'" in capsys.readouterr().err
 
 
 def test_push_prints_the_commit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,6 +187,12 @@ def test_failed_upload_commits_nothing_and_can_be_repeated(folder: Path, hub: Lo
     assert "model.safetensors" in hub.files("me/model")
 
 
+def test_unreachable_hub_is_an_os_error(folder: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    with pytest.raises(OSError, match=r"upload to me/model must .* broke off \(.*refused"):
+        push_to_hub(folder, "me/model")
+
+
 def test_broken_transfer_is_noticed_by_its_hash(folder: Path, hub: LocalHub) -> None:
     hub.failures["PUT large"] = [0]
     with pytest.raises(OSError, match=r"(?s)upload to me/model must .* broke off \(.*another SHA-256"):

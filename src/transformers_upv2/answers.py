@@ -13,6 +13,7 @@ from transformers_upv2.evaluation.drawing import draw_detections
 from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
 from transformers_upv2.model.image_encoding import ImageEncoding
 from transformers_upv2.model.image_index import ImageIndex
+from transformers_upv2.model.image_inputs import open_image
 from transformers_upv2.model.modeling_tasks_upv2 import (
     UniPerceiverV2ForImageTextRetrieval,
     UniPerceiverV2ForZeroShotObjectDetection,
@@ -30,7 +31,7 @@ class Perceived:
     """An image and what the model has perceived of it.
 
     Args:
-        image: As the user gave it.
+        image: The user's, upright and RGB.
         encoding: Of this one image, with what full masks are made of.
     """
 
@@ -71,6 +72,7 @@ class Answers:
         Returns:
             What the other methods take.
         """
+        image = open_image(image)
         inputs = self.processor(images=image, return_tensors="pt").to(self.writer.device, self.writer.dtype)
         return Perceived(image, self.writer.encode_image(**inputs, keep_mask_features=True))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, save_torch_state_dict
+from huggingface_hub.utils import httpx
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoModel
@@ -80,17 +81,17 @@ def push_to_hub(
     """
     api = HfApi()
     with upload_folder(folder, repo_id, max_shard_size) as prepared:
-        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         try:
+            repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             commit = api.upload_folder(
                 repo_id=repository,
                 folder_path=prepared,
                 commit_message=commit_message,
                 delete_patterns=OUTDATED,
             )
-        except RuntimeError as error:  # what the client makes of a large file that did not arrive
+        except (RuntimeError, httpx.TransportError) as error:  # a large file did not arrive; no Hub, or it fell silent
             raise OSError(
-                f"The upload to {repository} must end with a commit, but broke off ({error.__cause__ or error}). The "
+                f"The upload to {repo_id} must end with a commit, but broke off ({error.__cause__ or error}). The "
                 "repository is as it was. Push again."
             ) from error
     return commit.commit_url

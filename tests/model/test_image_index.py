@@ -92,6 +92,14 @@ def test_listed_files_are_taken_once_in_their_order():
 
 
 @pytest.mark.slow
+def test_only_what_pil_decodes_is_listed_of_a_folder(tmp_path):
+    wanted = ["a.JPG", "b.mpo", "deep/c.webp"]
+    for name in (*wanted, "paper.pdf", "film.mpeg", "note.txt", "none", "._a.JPG", ".thumbnails/a.png", "data.h5"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / name for name in wanted]
+
+
 def test_tens_of_thousands(tmp_path):
     index = ImageIndex([f"folder/image_{i:06d}.jpg" for i in range(50_000)], unit_vectors(50_000, 256))
     index.save(tmp_path / "index.safetensors")

@@ -1,7 +1,13 @@
 """The image processor: parity with DETR's and pycocotools, alignment, any image, exact read-out."""
 
+import base64
+import functools
+import http.server
 import io
 import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +15,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco
 from transformers import DetrImageProcessor
+from transformers.utils.logging import warning_once
 
 from transformers_upv2.model import post_processing
 from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
@@ -206,6 +213,9 @@ def test_bad_sizes(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"`size_divisor` must be at least 1, got 0"):
         UniPerceiverV2ImageProcessor(size_divisor=0)
     processor = UniPerceiverV2ImageProcessor(**SMALL)
+    for divisor in (0, -3):
+        with pytest.raises(ValueError, match=rf"`size_divisor` must be at least 1, got {divisor}"):
+            processor(image, pad_size=None, size_divisor=divisor)
     with pytest.raises(ValueError, match=r"`pad_size` .*'height': 64.* up to \(68, 102\)"):
         processor(image, size={"height": 68, "width": 102})
     with pytest.raises(ValueError, match=r"`do_pad=False` .* got .*\[\(20, 60\), \(40, 60\)\]"):
@@ -262,6 +272,23 @@ def test_arrays_and_tensors(image: np.ndarray) -> None:
     torch.testing.assert_close(pixels(image[..., 0]), expected[:1].expand(3, -1, -1))
 
 
+def test_other_ranges_do_not_pass_silently(image: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    torch.testing.assert_close(pixels(image.astype(np.int32)), pixels(image))
+    with pytest.raises(ValueError, match=r"torch\.int32 must hold 0\.\.255, got \d+\.\.65535\. .* must be uint16"):
+        pixels(image.astype(np.int32) * 257)
+    with pytest.raises(ValueError, match=r"torch\.int64 must hold 0\.\.255, got -\d+"):
+        pixels(torch.from_numpy(image).long() - 128)
+    processor, message = UniPerceiverV2ImageProcessor(**SMALL), "look already rescaled"
+    rescaled = (image / 255).astype(np.float32)
+    warning_once.cache_clear()
+    from_rescaled = processor(rescaled, do_rescale=False, return_tensors="pt")["pixel_values"]
+    expected = processor(image.astype(np.float32), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(from_rescaled, expected)
+    assert message not in caplog.text
+    processor(rescaled)
+    assert message in caplog.text
+
+
 def test_exif_rotation_and_files(image: np.ndarray, tmp_path: object) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
@@ -274,6 +301,50 @@ def test_exif_rotation_and_files(image: np.ndarray, tmp_path: object) -> None:
     torch.testing.assert_close(pixels([str(path)]), upright)
 
 
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    """Where a server offers the files of the test's folder."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_files_addresses_and_base64_give_the_same_pixels(image: np.ndarray, tmp_path: Path, address: str) -> None:
+    deep = Image.fromarray(image[..., 0].astype(np.uint16) * 257)
+    clear = Image.fromarray(np.dstack([image, image[..., 0]]), "RGBA")
+    for name, picture in (("deep.png", deep), ("clear.png", clear)):
+        picture.save(tmp_path / name)
+        data = base64.encodebytes((tmp_path / name).read_bytes()).decode()
+        expected = pixels(picture)
+        for source in (tmp_path / name, f"{address}/{name}", data, f"data:image/png;base64,{data}"):
+            torch.testing.assert_close(pixels(source), expected, atol=0, rtol=0)
+
+
+def test_hostile_addresses(image: np.ndarray, tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(image).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[:-3000])
+    with pytest.raises(ValueError, match=r"cut\.png' cannot be decoded: .*truncated"):
+        pixels(f"{address}/cut.png")
+    with pytest.raises(ValueError, match=r"cannot be decoded: .*truncated"):
+        pixels(base64.b64encode(content[:-3000]).decode())
+    with pytest.raises(ValueError, match=r"none\.png' cannot be opened as an image: .*404"):
+        pixels(f"{address}/none.png")
+    for nowhere in ("http://127.0.0.1:9/a.png", "http://[a.png"):
+        with pytest.raises(ValueError, match=r"a\.png' cannot be opened as an image"):
+            pixels(nowhere)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ValueError, match=r"whole\.png' cannot be opened as an image: .*bomb"):
+        pixels(f"{address}/whole.png")
+
+
 def test_hostile_images(image: np.ndarray, tmp_path: object, monkeypatch: object) -> None:
     with pytest.raises(ValueError, match=r"at least one pixel, got a size of \(0, 5\)"):
         pixels(Image.new("RGB", (0, 5)))
@@ -283,6 +354,9 @@ def test_hostile_images(image: np.ndarray, tmp_path: object, monkeypatch: object
         pixels(Image.fromarray(image[..., 0].astype(np.float32)))
     with pytest.raises(ValueError, match=r"finite numbers, got NaN"):
         pixels(np.full((4, 4, 3), np.nan, dtype=np.float32))
+    for nothing in ([], np.zeros((0, 5, 5, 3))):
+        with pytest.raises(ValueError, match=r"`images` must hold at least one image, got none"):
+            pixels(nothing)
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "PNG")
     broken = tmp_path / "broken.png"
@@ -293,7 +367,7 @@ def test_hostile_images(image: np.ndarray, tmp_path: object, monkeypatch: object
     text.write_text("not an image")
     with pytest.raises(ValueError, match=r"text\.png' cannot be opened as an image: cannot identify"):
         pixels(text)
-    with pytest.raises(ValueError, match=r"Incorrect image source.*missing\.png"):
+    with pytest.raises(ValueError, match=r"missing\.png' cannot be opened as an image: there is no such file"):
         pixels(str(tmp_path / "missing.png"))
     broken.write_bytes(stream.getvalue())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -433,7 +507,8 @@ def test_overlap_threshold_drops_hidden_instances() -> None:
     result = UniPerceiverV2ImageProcessor().post_process_instance_segmentation(
         one_object(), threshold=0.0, overlap_mask_area_threshold=0.8
     )[0]
-    assert result["segments_info"] == [{"id": 1, "label_id": 1, "score": pytest.approx(0.86, abs=0.05)}]
+    score = pytest.approx(0.86, abs=0.05)
+    assert result["segments_info"] == [{"id": 1, "label_id": 1, "was_fused": False, "score": score}]
 
 
 def test_formats_of_instance_masks() -> None:

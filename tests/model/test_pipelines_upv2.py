@@ -221,6 +221,32 @@ def test_an_url(load: functools.partial, images: list[Image.Image], tmp_path: Pa
     assert captioned == ask("image-captioning", load, images[0])
 
 
+@pytest.mark.parametrize(
+    "task", ["object-detection", "image-text-to-text", "zero-shot-object-detection", "image-captioning"]
+)
+def test_deep_and_transparent_files_are_read_as_by_the_processor(
+    task: str, load: functools.partial, images: list[Image.Image], tmp_path: Path
+) -> None:
+    gray = images[0].convert("L")
+    Image.fromarray(np.asarray(gray).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    clear = images[0].convert("RGBA")
+    clear.putalpha(gray.point(lambda value: 255 * (value > 128)))
+    clear.save(tmp_path / "clear.png")
+    white = Image.new("RGB", clear.size, "white")
+    white.paste(clear, mask=clear.getchannel("A"))
+    seen = []
+    hook = load(task).model.model.image_encoder.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(next(iter([*args, *kwargs.values()]))), with_kwargs=True
+    )
+    for name, expected in (("deep.png", gray), ("clear.png", white)):
+        ask(task, load, expected)
+        for given in (str(tmp_path / name), Image.open(tmp_path / name)):
+            ask(task, load, given)
+            torch.testing.assert_close(seen.pop(1), seen[0], atol=0.02, rtol=0)  # a step of 8 bits
+        seen.clear()
+    hook.remove()
+
+
 # --- zero-shot object detection --------------------------------------------------------------
 
 
@@ -265,6 +291,25 @@ def test_zero_shot_detection_with_labels_of_each_image(
     for one, other in zip(found, expected):
         assert [item["label"] for item in one] == [item["label"] for item in other]
         assert [item["score"] for item in one] == pytest.approx([item["score"] for item in other], abs=1e-4)
+
+
+def test_zero_shot_detection_takes_files_and_generators(
+    load: functools.partial, images: list[Image.Image], tmp_path: Path
+) -> None:
+    pipe = load("zero-shot-object-detection")
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, images):
+        image.save(path)
+    for labels in (CLASSES, {"square": ["red square", "a square"]}):
+        expected = [pipe(image, candidate_labels=labels, threshold=0.0) for image in images]
+        assert pipe(paths, candidate_labels=labels, threshold=0.0) == expected
+        assert pipe(paths[0], candidate_labels=labels, threshold=0.0) == expected[0]
+        assert pipe([str(path) for path in paths], candidate_labels=labels, threshold=0.0) == expected
+        assert list(pipe((image for image in images), candidate_labels=labels, threshold=0.0)) == expected
+    with pytest.raises(ValueError, match=r"the labels of each image, got 2 for 3 images"):
+        pipe(paths, candidate_labels=[CLASSES, CLASSES])
+    with pytest.raises(ValueError, match=r"all of them texts, got \[1\]"):
+        pipe(paths[0], candidate_labels=[1])
 
 
 def test_zero_shot_detection_needs_labels(load: functools.partial, images: list[Image.Image]) -> None:
@@ -374,6 +419,8 @@ def test_captioning(load: functools.partial, images: list[Image.Image]) -> None:
     assert list(pipe((image for image in images), max_new_tokens=4)) == plain
     prompted = pipe(images[0], prompt="a blue", max_new_tokens=3)[0]["generated_text"]
     assert prompted.startswith("a blue")
+    with pytest.raises(ValueError, match=r"`prompt` must be one text .* got \['a', 'b'\]"):
+        pipe(images[:2], prompt=["a", "b"])
     several = pipe(
         images[:2],
         max_new_tokens=4,
@@ -455,6 +502,33 @@ def test_only_new_and_changed_images_are_embedded(
     assert index.names == [str(photos / name) for name in ("deep/1.PNG", "deep/2.PNG", "new.png")]
     assert index.outdated() == {}
     assert pipe(images[0])[0]["image"] == str(photos / "new.png")
+
+
+def test_files_that_cannot_be_read_are_left_out(
+    load: functools.partial, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = load("image-text-retrieval")
+    expected = pipe.build_index(photos, progress=False)
+    assert pipe.unreadable == {}
+    cut = photos / "deep" / "0_cut.png"
+    cut.write_bytes((photos / "0.PNG").read_bytes()[:-3000])
+    for name in ("paper.pdf", "clip.mpg", "._0.PNG"):
+        (photos / name).write_bytes(b"no image")
+    pipe.index = None
+    for batch_size in (1, 2):
+        index = pipe.build_index(photos, batch_size=batch_size, progress=False)
+        assert index.names == expected.names
+        torch.testing.assert_close(index.embeddings, expected.embeddings)
+        assert list(pipe.unreadable) == [str(cut)]
+        pipe.index = None
+    assert f"{cut}' cannot be decoded" in caplog.text
+    assert "1 of 4 files cannot be read and are not in the index" in caplog.text
+    with pytest.raises(ValueError, match=r"0_cut\.png' cannot be decoded"):
+        pipe.build_index([photos / "0.PNG", cut], progress=False)
+    for file in photos.rglob("*.PNG"):
+        file.unlink()
+    with pytest.raises(ValueError, match=r"one image that can be read, got 1 .*0_cut\.png' cannot be decoded"):
+        pipe.build_index(photos, progress=False)
 
 
 def test_an_index_of_other_weights_is_refused(folder: str, images: list[Image.Image], photos: Path) -> None:

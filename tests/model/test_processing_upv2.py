@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaTokenizer
 
 from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
+from transformers_upv2.model.outputs import ObjectDetectionOutput
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 
 
@@ -90,6 +92,27 @@ def test_errors(processor: UniPerceiverV2Processor) -> None:
         processor()
     with pytest.raises(ValueError, match=r"`annotations` need `images`, got none"):
         processor(text="a", annotations={"image_id": 1, "annotations": []})
+    for images in (None, Image.new("RGB", (40, 40))):
+        with pytest.raises(ValueError, match=r"`text` must hold at least one text, got an empty list"):
+            processor(images=images, text=[])
+
+
+def test_read_out_is_that_of_the_image_processor(processor: UniPerceiverV2Processor) -> None:
+    outputs = ObjectDetectionOutput(
+        logits=torch.tensor([[[3.0, -3.0], [-3.0, 2.0]]]),
+        pred_boxes=torch.tensor([[[0.5, 0.5, 1.0, 1.0], [0.5, 0.5, 0.4, 0.4]]]),
+        pred_masks=torch.full((1, 2, 8, 8), 4.0),
+        image_sizes=torch.tensor([[32, 32]]),
+    )
+    read_outs = [name for name in dir(processor.image_processor) if name.startswith("post_process_")]
+    assert len(read_outs) == 3
+    for name in read_outs:
+        found = getattr(processor, name)(outputs, target_sizes=[(20, 30)])
+        expected = getattr(processor.image_processor, name)(outputs, target_sizes=[(20, 30)])
+        assert str(found) == str(expected)
+    segments = processor.post_process_instance_segmentation(outputs)[0]["segments_info"]
+    assert [list(segment) for segment in segments] == [["id", "label_id", "was_fused", "score"]]
+    assert not segments[0]["was_fused"]
 
 
 def test_decoding(processor: UniPerceiverV2Processor) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,8 +283,11 @@ def retrieve(options: argparse.Namespace) -> None:
     from transformers import pipeline
 
     import transformers_upv2  # noqa: F401  registers the pipelines
-    from transformers_upv2.model.image_index import ImageIndex
+    from transformers_upv2.model.image_index import ImageIndex, is_image_name
 
+    query = Path(options.query) if os.path.isfile(options.query) else options.query
+    if isinstance(query, str) and is_image_name(query):
+        raise ValueError(f"`QUERY` must be a text or the file of an image, got {query!r}, which does not exist.")
     check_model(options.model)
     search: Any = pipeline("image-text-retrieval", model=options.model)  # type: ignore[call-overload]
     if has_index:
@@ -292,7 +296,6 @@ def retrieve(options: argparse.Namespace) -> None:
         search.build_index(options.images)  # what a loaded index knows of unchanged files is taken over
         if options.index is not None:
             search.index.save(options.index)
-    query = Path(options.query) if Path(options.query).is_file() else options.query
     found = search(query, top_k=options.top_k)
     if options.json:
         print_json(found)

@@ -88,18 +88,25 @@ def names(text: str) -> list[str]:
 
 
 def check_model(model: str) -> None:
-    """Refuse a folder that is not there, which the Hub's client would look for on the web.
+    """Refuse what is no model of ours, and a folder that is not there, which the Hub's client would look for.
 
     Raises:
-        ValueError: If the name is that of a missing folder.
+        ValueError: If the name is that of a missing folder, or the config is missing or another model's.
+        OSError: If the Hub cannot be reached or has no such model.
     """
-    if Path(model).is_dir():
-        return
-    if model == DEFAULT_MODEL or model.count("/") != 1 or model.startswith((".", "/", "~")):
+    is_address = model != DEFAULT_MODEL and model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    if not Path(model).is_dir() and not is_address:
         raise ValueError(
             f"The model must be a folder with a saved model or a repository on the Hub, got {model!r}, which does "
             f"not exist. A checkout of this package's repository holds a checkpoint, {DEFAULT_MODEL!r}."
         )
+
+    from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
+
+    wanted, found = UniPerceiverV2Config.model_type, UniPerceiverV2Config.get_config_dict(model)[0].get("model_type")
+    if found != wanted:
+        what = "none" if found is None else f"a model of type {found!r}"
+        raise ValueError(f"{model!r} must hold a config.json of type {wanted!r}, it has {what}.")
 
 
 def quiet_libraries() -> None:

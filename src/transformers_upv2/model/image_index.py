@@ -20,6 +20,9 @@ from torch import Tensor
 
 FORMAT = "transformers_upv2.image_index"
 BACKENDS = ("torch", "faiss")
+NO_IMAGES = {None, "BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}
+"""Formats whose suffixes PIL knows, but that it only writes, or only recognizes."""
+
 MAX_SIMILARITIES = 2**24
 """Cosines that exist at one time during a search (64 MB)."""
 
@@ -148,8 +151,13 @@ def file_stamp(path: str | Path) -> FileStamp | None:
     return status.st_size, status.st_mtime_ns
 
 
+def is_image_name(path: str | Path) -> bool:
+    """Whether a name ends like those of images that PIL can read."""
+    return Image.registered_extensions().get(Path(path).suffix.lower()) not in NO_IMAGES
+
+
 def list_images(source: str | Path | Iterable[str | Path]) -> list[Path]:
-    """List the image files of a folder and its subfolders in the order of their names.
+    """List the image files of a folder and its subfolders in the order of their names, without hidden ones.
 
     Args:
         source: A folder, or the files themselves, which are taken as they are, each once.
@@ -163,22 +171,10 @@ def list_images(source: str | Path | Iterable[str | Path]) -> list[Path]:
     if not isinstance(source, str | Path):
         files = list(dict.fromkeys(Path(file) for file in source))
     elif Path(source).is_dir():
-        suffixes = Image.registered_extensions()
-        files = sorted(file for file in Path(source).rglob("*") if file.suffix.lower() in suffixes)
+        files = sorted(file for file in Path(source).rglob("*") if is_image_name(file))
+        files = [file for file in files if not any(part[0] == "." for part in file.relative_to(source).parts)]
     else:
         raise ValueError(f"`source` must be a folder or a list of files, got '{source}'.")
     if not files:
         raise ValueError(f"`source` must hold at least one image file, got none in '{source}'.")
     return files
-
-
-def stack_embeddings(embeddings: Iterable[Tensor]) -> Tensor:
-    """Collect embeddings for an index.
-
-    Args:
-        embeddings: Unit vectors, ``(1, D)`` each.
-
-    Returns:
-        ``(n, D)`` float32 on the CPU.
-    """
-    return torch.cat([embedding.float().cpu() for embedding in embeddings])

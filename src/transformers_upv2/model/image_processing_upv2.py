@@ -26,7 +26,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .coco_labels import labels_from_coco, resize_and_pad_labels
-from .image_inputs import open_image, pil_to_rgb, to_eight_bits
+from .image_inputs import open_image, pil_to_rgb, to_eight_bits, warn_of_rescaled
 from .post_processing import (
     TargetSizes,
     instances_to_list,
@@ -58,6 +58,10 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
 
     Not stated in the paper, chosen here: the defaults, the usual ones of detection on COCO; a set
     ``pad_size`` lets stock pipelines batch images of different shapes.
+
+    Some pipelines for our models are the stock classes themselves: image-classification, image-segmentation,
+    zero-shot-image-classification and image-feature-extraction. They open images by transformers' ``load_image``,
+    which clips 16-bit values and drops transparency before this class sees them; give them what `open_image` returns.
     """
 
     valid_kwargs = UniPerceiverV2ImageProcessorKwargs
@@ -80,8 +84,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         """Check the sizes once, so that a saved processor can be trusted."""
         super().__init__(**kwargs)
         _check_size(self.size)
-        if self.size_divisor is not None and self.size_divisor < 1:
-            raise ValueError(f"`size_divisor` must be at least 1, got {self.size_divisor}.")
+        _check_divisor(self.size_divisor)
 
     def preprocess(
         self,
@@ -93,7 +96,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
 
         Args:
             images: One image or a list: PIL of any mode, arrays or tensors with values 0..255
-                (16-bit ones 0..65535), file paths or URLs.
+                (uint16: 0..65535), file paths or URLs.
             annotations: For each image ``{"image_id": int, "annotations": [COCO annotation,
                 ...]}``, with ``category_id`` already a label and polygons or run lengths as
                 ``segmentation``.
@@ -107,9 +110,11 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
             tensor, ``image_id``. Crowd annotations are left out.
 
         Raises:
-            ValueError: If an image cannot be decoded or is empty, a size is impossible, or an
-                annotation is malformed or outside its image.
+            ValueError: If there is no image, one cannot be decoded, is empty or holds integers
+                outside of 0..255, a size is impossible, or an annotation is malformed or outside its
+                image.
         """
+        _check_divisor(kwargs.get("size_divisor"))
         return super().preprocess(images, annotations, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:  # noqa: D102 - as in the base class
@@ -163,6 +168,10 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         return_tensors: str | None = None,
         **options: Any,
     ) -> BatchFeature:
+        if not images:
+            raise ValueError("`images` must hold at least one image, got none.")
+        if options["do_rescale"]:
+            warn_of_rescaled(images)
         labels = _labels_of_batch(annotations, images)
         groups, order = group_images_by_shape(images, disable_grouping=options["disable_grouping"])
         for shape, stacked in groups.items():
@@ -275,7 +284,7 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         Returns:
             One dict an image: ``segmentation``, the id map ``(height, width)`` int32 with 0 = no
             instance, or the whole masks, which may overlap; and ``segments_info``, ``{"id",
-            "label_id", "score"}`` of each.
+            "label_id", "was_fused", "score"}`` of each.
 
         Raises:
             ValueError: If both other formats are asked for, masks are missing, or there are not as
@@ -326,6 +335,11 @@ def _check_size(size: SizeDict | dict[str, int]) -> dict[str, int]:
             f"{{'shortest_edge', 'longest_edge'}} with positive values, got {given}."
         )
     return given
+
+
+def _check_divisor(size_divisor: int | None) -> None:
+    if size_divisor is not None and size_divisor < 1:
+        raise ValueError(f"`size_divisor` must be at least 1, got {size_divisor}.")
 
 
 def _size(image: Tensor) -> tuple[int, int]:

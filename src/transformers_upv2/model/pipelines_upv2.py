@@ -6,14 +6,15 @@ itself.
 """
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, GenerationConfig, PreTrainedTokenizerBase
-from transformers.image_utils import load_image
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.pipelines import (
     ImageTextToTextPipeline,
@@ -24,6 +25,7 @@ from transformers.pipelines import (
 
 from .candidates import MAX_KEPT_LABELS, label_texts
 from .configuration_upv2 import UniPerceiverV2Config
+from .image_inputs import TIMEOUT, open_image
 from .image_processing_upv2 import UniPerceiverV2ImageProcessor
 from .processing_upv2 import UniPerceiverV2Processor
 
@@ -63,7 +65,7 @@ class _OverStockTask(FolderPipeline):
 
 
 class UniPerceiverV2ObjectDetectionPipeline(_OverStockTask, ObjectDetectionPipeline):
-    """Stock object detection; only, a tokenizer in the folder does not mean a LayoutLM."""
+    """Stock object detection; only, a tokenizer in the folder does not mean a LayoutLM; images are read our way."""
 
     stock_class = ObjectDetectionPipeline
 
@@ -71,9 +73,13 @@ class UniPerceiverV2ObjectDetectionPipeline(_OverStockTask, ObjectDetectionPipel
         super().__init__(model, tokenizer=None, **kwargs)
         self.tokenizer_to_save = tokenizer
 
+    def preprocess(self, image: Any, timeout: float | None = TIMEOUT) -> BatchFeature:
+        """Prepare an image; the stock loader would clip 16 bits and drop transparency."""
+        return super().preprocess(open_image(image, timeout), timeout=timeout)
+
 
 class UniPerceiverV2ImageTextToTextPipeline(_OverStockTask, ImageTextToTextPipeline):
-    """Stock image-text-to-text; only, a batch of prompts is padded on the left."""
+    """Stock image-text-to-text; only, a batch of prompts is padded on the left; images are read our way."""
 
     stock_class = ImageTextToTextPipeline
 
@@ -82,6 +88,12 @@ class UniPerceiverV2ImageTextToTextPipeline(_OverStockTask, ImageTextToTextPipel
         self.tokenizer_to_save = self.tokenizer
         self.tokenizer = copy.deepcopy(self.tokenizer)
         self.tokenizer.padding_side = "left"
+
+    def preprocess(self, inputs: Any = None, timeout: float | None = TIMEOUT, **kwargs: Any) -> BatchFeature:
+        """Prepare images and a prompt; the stock loader would clip 16 bits and drop transparency."""
+        if isinstance(inputs, dict):
+            inputs = {**inputs, "images": _open_all(inputs["images"], timeout)}
+        return super().preprocess(inputs, timeout=timeout, **kwargs)
 
 
 class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObjectDetectionPipeline):
@@ -108,20 +120,35 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         """Detect, see the class.
 
         Args:
-            image: An image, or a list of images.
-            candidate_labels: What to look for: a list, a text with commas, or names and their synonyms.
+            image: An image (path, URL, PIL image), a list, a generator or a dataset of them.
+            candidate_labels: What to look for: a list, a text with commas, or names and their synonyms; or a list
+                with these for each image.
             **kwargs: ``threshold``, ``top_k``, ``templates``, ``timeout``, ``batch_size``.
 
         Returns:
             A list of detections for each image.
+
+        Raises:
+            ValueError: If there are other labels than texts, or not as many lists of labels as images.
         """
-        if isinstance(candidate_labels, dict):  # the stock class knows lists only
-            images = image if isinstance(image, list) else [image]
-            found = super().__call__(
-                [{"image": one, "candidate_labels": candidate_labels} for one in images], **kwargs
-            )
-            return found if isinstance(image, list) else found[0]
-        return super().__call__(image, candidate_labels, **kwargs)
+        ask: Any = super().__call__  # whose types know less than it takes
+        if candidate_labels is None or isinstance(image, dict):  # images that bring their labels
+            return ask(image, candidate_labels, **kwargs)
+        if isinstance(image, str | Path | Image.Image):
+            return ask({"image": image, "candidate_labels": candidate_labels}, **kwargs)
+        images: Any = image
+        labels: Any = itertools.repeat(candidate_labels)
+        if isinstance(candidate_labels, list | tuple) and not all(isinstance(name, str) for name in candidate_labels):
+            images, labels = list(image), candidate_labels
+            if len(images) != len(labels):
+                raise ValueError(
+                    "`candidate_labels` must be texts, or hold the labels of each image, got "
+                    f"{len(labels)} for {len(images)} images."
+                )
+        found = ask(
+            ({"image": one, "candidate_labels": its_labels} for one, its_labels in zip(images, labels)), **kwargs
+        )
+        return list(found) if isinstance(image, list | tuple) else found
 
     def _sanitize_parameters(
         self, templates: Sequence[str] | None = None, **kwargs: Any
@@ -132,7 +159,7 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         return preprocess_params, forward_params, postprocess_params
 
     def preprocess(
-        self, inputs: dict[str, Any], timeout: float | None = None, templates: Sequence[str] | None = None
+        self, inputs: dict[str, Any], timeout: float | None = TIMEOUT, templates: Sequence[str] | None = None
     ) -> Iterator[dict[str, Any]]:
         """Prepare the image and keep its labels together, as the only chunk.
 
@@ -145,15 +172,17 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
             Everything that `_forward` needs.
 
         Raises:
-            ValueError: If there is no label.
+            ValueError: If there is no label, or one is empty or no text.
         """
         given = inputs.get("candidate_labels") or []
         given = given.split(",") if isinstance(given, str) else given
+        if not given or not all(isinstance(name, str) and name.strip() for name in given):
+            raise ValueError(
+                f"`candidate_labels` must hold at least one label and no empty one, all of them texts, got {given}."
+            )
         names = [name.strip() for name in given]
-        if not names or not all(names):
-            raise ValueError(f"`candidate_labels` must hold at least one label and no empty one, got {names}.")
         texts = label_texts(given if isinstance(given, dict) else names, templates)
-        image = load_image(inputs["image"], timeout=timeout)
+        image = open_image(inputs["image"], timeout)
         features = self.image_processor(images=image, return_tensors="pt").to(self.dtype)
         size = torch.tensor([[image.height, image.width]], dtype=torch.int32)
         labels = {"names": names, "texts": texts}
@@ -246,6 +275,10 @@ class ImageCaptioningPipeline(FolderPipeline):
         generate_kwargs = dict(generate_kwargs or {})
         if max_new_tokens is not None:
             generate_kwargs["max_new_tokens"] = max_new_tokens
+        if not isinstance(prompt, str | None):
+            raise ValueError(
+                f"`prompt` must be one text for all images of a call, got {prompt!r}. Call once for each."
+            )
         preprocess_params = {} if prompt is None else {"prompt": prompt}
         return (
             preprocess_params,
@@ -268,3 +301,10 @@ class ImageCaptioningPipeline(FolderPipeline):
         """Decode the captions of one image."""
         texts = self.processor.post_process_image_text_to_text(model_outputs["sequences"][0])
         return [{"generated_text": text.strip()} for text in texts]
+
+
+def _open_all(images: Any, timeout: float | None) -> Any:
+    """Open images, which may be lists of lists."""
+    if isinstance(images, list | tuple):
+        return [_open_all(image, timeout) for image in images]
+    return open_image(images, timeout)

@@ -169,7 +169,7 @@ def instances_to_map(instances: dict[str, Tensor], overlap_mask_area_threshold: 
 
     Returns:
         ``segmentation`` ``(height, width)`` int32, 0 = no instance, and ``segments_info``, a list
-        of ``{"id", "label_id", "score"}`` whose ids start at 1.
+        of ``{"id", "label_id", "was_fused", "score"}`` whose ids start at 1.
     """
     masks = instances["masks"]
     segmentation = torch.zeros(masks.shape[1:], dtype=torch.int32, device=masks.device)
@@ -179,7 +179,7 @@ def instances_to_map(instances: dict[str, Tensor], overlap_mask_area_threshold: 
         area = int(visible.sum())
         if area == 0 or area < overlap_mask_area_threshold * int(mask.sum()):
             continue
-        segments.append({"id": len(segments) + 1, "label_id": label, "score": score})
+        segments.append(_segment(len(segments) + 1, label, score))
         segmentation[visible] = len(segments)
     return {"segmentation": segmentation, "segments_info": segments}
 
@@ -199,8 +199,13 @@ def instances_to_list(instances: dict[str, Tensor], as_coco: bool) -> dict[str, 
     info = zip(instances["labels"].tolist(), instances["scores"].tolist())
     return {
         "segmentation": [encode_mask(mask.cpu().numpy()) for mask in masks] if as_coco else masks,
-        "segments_info": [{"id": i, "label_id": label, "score": score} for i, (label, score) in enumerate(info)],
+        "segments_info": [_segment(i, label, score) for i, (label, score) in enumerate(info)],
     }
+
+
+def _segment(segment_id: int, label: int, score: float) -> dict[str, Any]:
+    """Describe an instance by the keys of DETR's read-out; ours are never fused."""
+    return {"id": segment_id, "label_id": label, "was_fused": False, "score": score}
 
 
 def list_target_sizes(target_sizes: TargetSizes, batch_size: int) -> list[tuple[int, int]] | None:

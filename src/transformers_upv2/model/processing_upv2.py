@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import BatchEncoding, BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
@@ -62,6 +63,8 @@ class UniPerceiverV2Processor(ProcessorMixin):
             ValueError: If there is nothing to process, or annotations without images.
         """
         self.validate_inputs(images=images, text=text)
+        if isinstance(text, list) and not text:
+            raise ValueError("`text` must hold at least one text, got an empty list. Pass None if there is none.")
         if annotations is not None and images is None:
             raise ValueError("`annotations` need `images`, got none. Pass the annotated images too.")
         options = self._merge_kwargs(
@@ -76,6 +79,18 @@ class UniPerceiverV2Processor(ProcessorMixin):
             encode = self._encode_prompts if images is not None else self.tokenizer
             data |= encode(text, **options["text_kwargs"])
         return BatchFeature(data)
+
+    def post_process_object_detection(self, *args: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
+        """See `UniPerceiverV2ImageProcessor.post_process_object_detection`."""
+        return self.image_processor.post_process_object_detection(*args, **kwargs)
+
+    def post_process_instances(self, *args: Any, **kwargs: Any) -> list[dict[str, Tensor]]:
+        """See `UniPerceiverV2ImageProcessor.post_process_instances`."""
+        return self.image_processor.post_process_instances(*args, **kwargs)
+
+    def post_process_instance_segmentation(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        """See `UniPerceiverV2ImageProcessor.post_process_instance_segmentation`."""
+        return self.image_processor.post_process_instance_segmentation(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:
         """Save files that tell what the processor is, not where it came from or what it last did.

@@ -1,6 +1,6 @@
 """The pipeline ``image-text-retrieval``: index images once, then find them by text or by image."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from transformers.utils import logging
 
 from .candidates import weights_digest, weights_fingerprint
 from .image_encoding import ImageEncoding
-from .image_index import ImageIndex, file_stamp, list_images, stack_embeddings
+from .image_index import FileStamp, ImageIndex, file_stamp, list_images
+from .image_inputs import open_image
 from .pipelines_upv2 import FolderPipeline
 
 logger = logging.get_logger(__name__)
@@ -44,6 +45,9 @@ class ImageTextRetrievalPipeline(FolderPipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    unreadable: dict[str, str] = {}
+    """Files that the last `build_index` left out, and why."""
+
     _index: ImageIndex | None = None
     _digest: tuple[int, str] | None = None
 
@@ -67,7 +71,8 @@ class ImageTextRetrievalPipeline(FolderPipeline):
     ) -> ImageIndex:
         """Embed images; from now on calls search in them.
 
-        What the present index knows of unchanged files is taken over.
+        What the present index knows of unchanged files is taken over. In a folder, files that cannot be read are
+        left out, with a warning; ``self.unreadable`` names them.
 
         Args:
             source: A folder, searched with its subfolders, or image files.
@@ -78,15 +83,20 @@ class ImageTextRetrievalPipeline(FolderPipeline):
             The index, which is also kept as ``self.index``.
 
         Raises:
-            ValueError: If there is no image, or one cannot be read.
+            ValueError: If there is no image that can be read, or one of a list cannot be read.
         """
         stamps = {str(file): file_stamp(file) for file in list_images(source)}  # before the files are read
         known = self._known_embeddings()
         new = [name for name in stamps if name not in known]
+        self.unreadable = {}
         if new:
-            found = super().__call__((Path(name) for name in new), batch_size=batch_size, embed_only=True)
-            embeddings = stack_embeddings(tqdm(found, total=len(new), desc="Index images", disable=not progress))
-            known.update(zip(new, embeddings))
+            bar = tqdm(new, desc="Index images", disable=not progress)
+            images = self._open_images(bar, strict=not isinstance(source, str | Path))
+            # without workers, so that the names that are left out arrive here
+            found = super().__call__(images, batch_size=batch_size, num_workers=0, embed_only=True)
+            rows = [embedding[0].float().cpu() for embedding in found]
+            known.update(zip([name for name in new if name not in self.unreadable], rows))
+        stamps = self._without_unreadable(stamps)
         self._index = ImageIndex(
             names=list(stamps),
             embeddings=torch.stack([known[name] for name in stamps]),
@@ -94,6 +104,31 @@ class ImageTextRetrievalPipeline(FolderPipeline):
             weights=self._weights(),
         )
         return self._index
+
+    def _open_images(self, names: Iterable[str], strict: bool) -> Iterator[Image.Image]:
+        """Open files one by one; those that cannot be read are noted instead, unless strict."""
+        for name in names:
+            try:
+                image = open_image(Path(name))
+            except ValueError as error:
+                if strict:
+                    raise
+                self.unreadable[name] = str(error)
+                logger.warning(f"Left out of the index: {error}")
+            else:
+                yield image
+
+    def _without_unreadable(self, stamps: dict[str, FileStamp | None]) -> dict[str, FileStamp | None]:
+        """Drop what could not be read, and tell how many these are."""
+        readable = {name: stamp for name, stamp in stamps.items() if name not in self.unreadable}
+        if not readable:
+            raise ValueError(
+                f"`source` must hold at least one image that can be read, got {len(stamps)} files without one. The "
+                f"first: {self.unreadable[next(iter(stamps))]}"
+            )
+        if self.unreadable:
+            logger.warning(f"{len(self.unreadable)} of {len(stamps)} files cannot be read and are not in the index.")
+        return readable
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Search, see the class.
