@@ -4,7 +4,6 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from transformers_upv2.data.annotation_geometry import clip_box
+from transformers_upv2.data.coco_instances import CocoInstances, drawable_mask, read_instances
 from transformers_upv2.evaluation.evaluator import (
     TaskEvaluator,
     check_class_names,
@@ -61,7 +62,7 @@ class DetectionPredictions:
     """
 
     annotation_file: Path
-    image_ids: Sequence[int]
+    image_ids: Sequence[int | str]
     boxes: Sequence[CocoResult]
     masks: Sequence[CocoResult] | None = None
     class_agnostic: bool = False
@@ -103,7 +104,7 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         category_ids: list[int] = dataset.category_ids  # type: ignore[attr-defined]
         if not self.class_agnostic:
             check_class_names(view, dataset)
-        image_ids: list[int] = []
+        image_ids: list[int | str] = []
         boxes: list[CocoResult] = []
         masks: list[CocoResult] = []
         with prediction_mode(view):
@@ -143,21 +144,65 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         """Return ``box_ap``, ``box_ap50``, ... and the same with ``mask_``.
 
         As in pycocotools, -1 stands for a number that the annotations do not define, such as
-        ``box_ap_large`` without large objects.
+        ``box_ap_large`` without large objects. Where annotations have no mask at all, boxes alone are scored; where
+        some have none, those objects are left out of the mask numbers, as crowds are.
+
+        Raises:
+            DataError: If the annotation file is missing or malformed.
         """
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(str(predictions.annotation_file))
-        count = partial(
-            score_results, truth, image_ids=predictions.image_ids, class_agnostic=predictions.class_agnostic
-        )
-        metrics = count(predictions.boxes, iou_type="bbox")
-        if predictions.masks is not None:
-            metrics |= count(predictions.masks, iou_type="segm")
+        truth = read_instances(Path(predictions.annotation_file))
+        image_ids, class_agnostic = sorted(set(predictions.image_ids)), predictions.class_agnostic
+        metrics = score_results(count_boxes(truth), predictions.boxes, image_ids, "bbox", class_agnostic)
+        if predictions.masks is not None and has_masks(truth, image_ids):
+            metrics |= score_results(count_masks(truth), predictions.masks, image_ids, "segm", class_agnostic)
         return metrics
 
 
+def has_masks(truth: CocoInstances, image_ids: Iterable[int | str]) -> bool:
+    """Tell whether an object of these images has a mask, or there is no object that lacks one."""
+    asked = set(image_ids)
+    objects = [each for each in truth.annotations if each["image_id"] in asked and not each["iscrowd"]]
+    return not objects or any(map(drawable_mask, objects))
+
+
+def count_boxes(truth: CocoInstances) -> COCO:
+    """Hand annotations to pycocotools, numbered from 1: it takes an object with the id 0 for none."""
+    return _to_coco(truth, [annotation | {"id": i} for i, annotation in enumerate(truth.annotations, start=1)])
+
+
+def count_masks(truth: CocoInstances) -> COCO:
+    """Hand annotations to pycocotools to count masks: an object without one becomes a crowd that fills its box.
+
+    So it is neither missed nor are detections of it wrong.
+    """
+    annotations = []
+    for number, annotation in enumerate(truth.annotations, start=1):
+        mask = drawable_mask(annotation)
+        if mask is None:
+            image = truth.images[annotation["image_id"]]
+            left, top, width, height = clip_box(annotation["bbox"], image["width"], image["height"])
+            corners = [left, top, left + width, top, left + width, top + height, left, top + height]
+            annotation = annotation | {"iscrowd": 1, "segmentation": [corners]}
+        else:
+            annotation = annotation | {"segmentation": mask}
+        annotations.append(annotation | {"id": number})
+    return _to_coco(truth, annotations)
+
+
+def _to_coco(truth: CocoInstances, annotations: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": list(truth.images.values()),
+        "annotations": annotations,
+        "categories": list(truth.categories.values()),
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
 def write_results(
-    image_ids: Sequence[int],
+    image_ids: Sequence[int | str],
     found: Iterable[Mapping[str, Tensor]],
     category_ids: Sequence[int],
     write_places: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]],
@@ -197,7 +242,7 @@ def write_masks(image: Mapping[str, Tensor]) -> list[dict[str, Any]]:
 def score_results(
     truth: COCO,
     results: Sequence[CocoResult],
-    image_ids: Sequence[int],
+    image_ids: Sequence[int | str],
     iou_type: str,
     class_agnostic: bool = False,
 ) -> dict[str, float]:
@@ -212,16 +257,10 @@ def score_results(
 
     Returns:
         The numbers of ``STAT_NAMES`` with the prefix ``box_`` or ``mask_``.
-
-    Raises:
-        ValueError: If annotations of the images have no mask but masks are compared.
     """
-    image_ids = sorted(set(image_ids))
-    if iou_type == "segm":
-        _check_masks(truth, image_ids)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
         evaluation = COCOeval(truth, _load_results(truth, results), iou_type)
-        evaluation.params.imgIds = image_ids
+        evaluation.params.imgIds = list(image_ids)
         evaluation.params.useCats = int(not class_agnostic)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -237,14 +276,3 @@ def _load_results(truth: COCO, results: Sequence[CocoResult]) -> COCO:
     nothing.dataset = {**truth.dataset, "annotations": []}
     nothing.createIndex()
     return nothing
-
-
-def _check_masks(truth: COCO, image_ids: Sequence[int]) -> None:
-    for image_id in image_ids:
-        for annotation in truth.imgToAnns[image_id]:
-            if not annotation.get("segmentation"):
-                raise ValueError(
-                    "Mask AP needs a `segmentation` in every annotation, got none in annotation "
-                    f"{annotation['id']} of image {image_id}. Use "
-                    "`DetectionEvaluator(with_masks=False)`."
-                )
