@@ -173,7 +173,8 @@ def rank_matches(
     """Find how many wrong candidates stand before the best right one of each query.
 
     Not stated in the paper, chosen here: a wrong candidate that is exactly as similar counts as
-    standing before, so a model whose features are all the same finds nothing.
+    standing before, so a model whose features are all the same finds nothing. What is not a number is as
+    dissimilar as can be, so a broken model finds nothing either.
 
     Args:
         queries: ``(queries, D)``.
@@ -190,6 +191,7 @@ def rank_matches(
     parts = zip(queries.split(block_size), query_ids.split(block_size), ranks.split(block_size), strict=True)
     for block, ids, part in parts:
         similarity = block @ candidates.T  # (block, candidates)
+        similarity.masked_fill_(similarity.isnan(), -torch.inf)
         is_match = ids[:, None] == candidate_ids
         best_match = similarity.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)
         torch.sum((similarity >= best_match) & ~is_match, dim=1, out=part)

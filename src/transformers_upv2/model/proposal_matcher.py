@@ -72,8 +72,8 @@ class ProposalTargets:
 
         Args:
             targets: Per image ``"class_labels"`` ``(n,)``, ``"boxes"`` ``(n, 4)`` cxcywh in [0, 1]
-                of the canvas, and ``"masks"`` ``(n, H, W)`` unless no target of the image has one; where only some have
-                one, ``"has_mask"`` ``(n,)`` tells which.
+                of the canvas, and ``"masks"`` ``(n, H, W)`` unless no target of the image has one;
+                where only some have one, ``"has_mask"`` ``(n,)`` tells which.
             device: Where the targets shall live.
 
         Raises:
