@@ -7,6 +7,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from transformers_upv2.data.coco_detection import CocoDetection
+from transformers_upv2.data.examples import DataError
 from transformers_upv2.evaluation.detection import (
     STAT_NAMES,
     DetectionEvaluator,
@@ -212,3 +214,36 @@ def test_an_object_without_a_mask_is_left_out_of_the_mask_numbers(
     )
     assert evaluate(make_perfect_detector(), processor, coco_dataset)["mask_ap"] < 0.5
     assert metrics["box_ap"] == pytest.approx(1.0)
+
+
+def test_classes_are_found_by_name(coco_dataset, processor, make_perfect_detector):
+    """A file with some of the model's classes, in another order, is scored as one with all of them."""
+    content = json.loads(coco_dataset.annotation_file.read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["category_id"] != 3]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    model = make_perfect_detector(shift_and_confuse)
+    expected = evaluate(model, processor, coco_dataset)
+    assert 0.1 < expected["box_ap"] < 0.95
+    new_ids = {7: 2, 20: 1}
+    content["categories"] = [{"id": 1, "name": "star"}, {"id": 2, "name": "square"}]
+    for each in content["annotations"]:
+        each["category_id"] = new_ids[each["category_id"]]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    coco_dataset.class_names, coco_dataset.category_ids = ["star", "square"], [1, 2]
+    assert evaluate(model, processor, coco_dataset) == expected
+
+
+def test_a_bad_annotation_spoils_no_image(coco_dataset, processor, make_perfect_detector, tmp_path):
+    """The file's own reader refuses to cut a box outside its image, pycocotools counts it as missed."""
+    content = json.loads(coco_dataset.annotation_file.read_text())
+    for image, example in zip(content["images"], coco_dataset, strict=True):
+        image["file_name"] = f"{image['id']}.png"
+        example["image"].save(tmp_path / image["file_name"])
+    content["annotations"][0]["bbox"] = [500, 500, 10, 10]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    reader = CocoDetection(coco_dataset.annotation_file, tmp_path)
+    with pytest.raises(DataError, match="annotation 1 of image 100"):
+        reader[0]
+    metrics = evaluate(make_perfect_detector(), processor, reader)
+    assert metrics == evaluate(make_perfect_detector(), processor, coco_dataset)
+    assert 0.5 < metrics["box_ap"] < 1

@@ -4,8 +4,9 @@ Format: https://cocodataset.org/#format-data. Works on the file as it is: catego
 crowd regions, images without annotations, polygons and run-length codes.
 """
 
+import copy
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class CocoDetection(Dataset[DetectionExample]):
         annotation_file: The JSON file.
         num_skipped: How many images were left out for lack of annotations.
         num_excluded: How many images were left out on demand.
+        num_objects: How many annotations of the other images are no crowds.
+        num_masks: How many of these objects have a segmentation.
     """
 
     def __init__(
@@ -81,6 +84,14 @@ class CocoDetection(Dataset[DetectionExample]):
                 f"{len(images)} in the file, {self.num_skipped + self.num_excluded} of them left out."
             )
 
+        objects = [
+            annotation
+            for image in self._images
+            for annotation in self._annotations[image["id"]]
+            if not annotation["iscrowd"]
+        ]
+        self.num_objects, self.num_masks = len(objects), sum(bool(each.get("segmentation")) for each in objects)
+
     def __len__(self) -> int:
         return len(self._images)
 
@@ -90,6 +101,16 @@ class CocoDetection(Dataset[DetectionExample]):
         annotations = [self._cut_annotation(annotation, size) for annotation in self._annotations[entry["id"]]]
         image = load_image(self.image_folder / entry["file_name"], annotated_size=size)
         return {"image": image, "image_id": entry["id"], "annotations": annotations}
+
+    def without_annotations(self) -> "CocoDetection":
+        """Return a data set of the same images that have no annotations, and so no bad ones."""
+        images = copy.copy(self)
+        images._annotations = defaultdict(list)
+        return images
+
+    def image_files(self) -> Iterator[Path]:
+        """Yield the file of every image."""
+        return (self.image_folder / entry["file_name"] for entry in self._images)
 
     def _cut_annotation(self, annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         """Return the annotation cut to its image.

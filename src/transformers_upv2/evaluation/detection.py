@@ -20,7 +20,7 @@ from transformers_upv2.data.annotation_geometry import clip_box
 from transformers_upv2.data.coco_instances import CocoInstances, drawable_mask, read_instances
 from transformers_upv2.evaluation.evaluator import (
     TaskEvaluator,
-    check_class_names,
+    find_labels,
     image_inputs,
     iterate_batches,
     prediction_mode,
@@ -73,12 +73,12 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
     """The twelve COCO numbers for boxes, and for masks unless `with_masks` is off.
 
     Inputs: examples with ``image`` and ``image_id``, a dataset with ``class_names``,
-    ``category_ids`` and ``annotation_file``.
+    ``category_ids`` and ``annotation_file``; its classes are found by name among the model's.
     Boxes and masks come from the image processor's post-processing: what a user gets is measured.
     Their scores differ, since a mask's score contains how sure the mask is.
 
     Attributes:
-        with_masks: Whether masks are evaluated; needs masks in the annotation file.
+        with_masks: Whether masks are evaluated, where the annotation file has any.
         top_k: Number of (proposal, class) pairs kept of each image; COCO counts 100.
         class_agnostic: Whether only places count: proposals by their foreground score, objects without their class.
             This measures the proposal network alone.
@@ -88,6 +88,17 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
     with_masks: bool = True
     top_k: int = 100
     class_agnostic: bool = False
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        dataset: Any,
+        **options: Any,
+    ) -> dict[str, float]:
+        """Predict and score; a bad annotation spoils no image, for the file's annotations are counted as they are."""
+        images = dataset.without_annotations() if hasattr(dataset, "without_annotations") else dataset
+        return super().__call__(model, processor, images, **options)
 
     def predict(
         self,
@@ -101,9 +112,8 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         """Detect the objects of every image."""
         view = self.view(model)
         read = processor.image_processor
-        category_ids: list[int] = dataset.category_ids  # type: ignore[attr-defined]
-        if not self.class_agnostic:
-            check_class_names(view, dataset)
+        labels = [0] if self.class_agnostic else find_labels(view, dataset)
+        category_ids: dict[int, int | str] = dict(zip(labels, dataset.category_ids))  # type: ignore[attr-defined]
         image_ids: list[int | str] = []
         boxes: list[CocoResult] = []
         masks: list[CocoResult] = []
@@ -204,7 +214,7 @@ def _to_coco(truth: CocoInstances, annotations: list[dict[str, Any]]) -> COCO:
 def write_results(
     image_ids: Sequence[int | str],
     found: Iterable[Mapping[str, Tensor]],
-    category_ids: Sequence[int],
+    category_ids: Mapping[int, int | str],
     write_places: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]],
 ) -> list[CocoResult]:
     """Write detections in COCO's result format.
@@ -213,7 +223,7 @@ def write_results(
         image_ids: Id of each image in the annotation file.
         found: What post-processing gives for each image: ``scores`` and ``labels`` ``(n,)`` and
             ``boxes`` or ``masks``.
-        category_ids: The file's category id of each label.
+        category_ids: The file's category id of each label; detections of other labels are left out.
         write_places: Turns the boxes or masks of one image into ``n`` dicts.
     """
     return [
@@ -222,6 +232,7 @@ def write_results(
         for label, score, place in zip(
             image["labels"].tolist(), image["scores"].tolist(), write_places(image), strict=True
         )
+        if label in category_ids
     ]
 
 
