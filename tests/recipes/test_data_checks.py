@@ -93,6 +93,12 @@ def test_training_data_of_one_task_must_mean_the_same_classes(write):
         dry_run(root, other, "evaluation={}")
 
 
+def test_class_names_must_be_different(write, content):
+    content["categories"] = [CAT, DOG | {"name": "cat"}]
+    with pytest.raises(ValueError, match=r"in 'own' must all be different, got \['cat', 'cat'\]"):
+        dry_run(write())
+
+
 def test_missing_images_are_found(write):
     root = write()
     (root / "images" / "4.png").unlink()

@@ -173,8 +173,7 @@ def rank_matches(
     """Find how many wrong candidates stand before the best right one of each query.
 
     Not stated in the paper, chosen here: a wrong candidate that is exactly as similar counts as
-    standing before, so a model whose features are all the same finds nothing. What is not a number is as
-    dissimilar as can be, so a broken model finds nothing either.
+    standing before, so a model whose features are all the same finds nothing. What is not a number is never found.
 
     Args:
         queries: ``(queries, D)``.
@@ -184,7 +183,7 @@ def rank_matches(
         block_size: Number of queries compared at once.
 
     Returns:
-        The rank of the best match, 0 is first, ``(queries,)`` int64.
+        The rank of the best match, 0 is first, ``(queries,)`` int64; the largest integer where no match is found.
     """
     # what lives on is allocated before the large blocks that come and go, or the heap between them is never given back
     ranks = torch.empty(len(queries), dtype=torch.int64)
@@ -195,4 +194,5 @@ def rank_matches(
         is_match = ids[:, None] == candidate_ids
         best_match = similarity.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)
         torch.sum((similarity >= best_match) & ~is_match, dim=1, out=part)
+        part.masked_fill_(best_match[:, 0] == -torch.inf, torch.iinfo(torch.int64).max)
     return ranks

@@ -27,30 +27,21 @@ def check_datasets(
     Raises:
         ValueError: If it does not, or data to evaluate on is a stream; the message names the data sets.
     """
-    names_of_task: dict[str, list[str] | None] = {}
-    for task, members in datasets.items():
-        names_of = {name: _class_names(reader) for name, reader in zip(members, datasets_of_task(members, task)[0])}
-        first, *others = names_of
-        names_of_task[task] = names_of[first]
-        for other in others:
-            if names_of[other] != names_of[first]:
-                raise ValueError(
-                    f"All data of {task!r} must have the same class names in the same order, got {names_of[first]} in "
-                    f"{first!r} and {names_of[other]} in {other!r}. Rewrite one of the files."
-                )
+    names_of_task = {task: _shared_class_names(task, members) for task, members in datasets.items()}
     for key, reader in evaluation.items():
         if not hasattr(reader, "__len__"):
             raise ValueError(
                 f"Data to evaluate on must not be a stream, got {type(reader).__name__} for {key!r}. "
                 "Use another reader."
             )
-        known, names = names_of_task.get(key.split("/")[0]), _class_names(reader)
-        if known and names and not getattr(evaluators[key.split("/")[0]], "class_agnostic", False):
+        task = key.split("/")[0]
+        known, names = names_of_task.get(task), _class_names(reader)
+        if known and names and not getattr(evaluators[task], "class_agnostic", False):
             try:
                 match_class_names(names, known)
             except ValueError as error:
                 raise ValueError(
-                    f"evaluation of {key!r}, where the model learns its training data: {error}"
+                    f"evaluation of {key!r} by a model of the training data's classes: {error}"
                 ) from error
 
 
@@ -96,5 +87,22 @@ def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
         yield f"{reader.num_masks} of {reader.num_objects} objects have masks"
 
 
-def _class_names(reader: Any) -> list[str] | None:
-    return list(reader.class_names) if hasattr(reader, "class_names") else None
+def _shared_class_names(task: str, members: Mapping[str, Any]) -> list[str]:
+    """Return the class names of a task's training data after making sure that they are the same in all of it."""
+    readers, _ = datasets_of_task(members, task)
+    names_of = dict(zip(members, map(_class_names, readers)))
+    first, *others = names_of
+    names = names_of[first]
+    if len(set(names)) < len(names):
+        raise ValueError(f"The class names of {task!r} in {first!r} must all be different, got {names}. Rename some.")
+    for other in others:
+        if names_of[other] != names:
+            raise ValueError(
+                f"All data of {task!r} must have the same class names in the same order, got {names} in {first!r} and "
+                f"{names_of[other]} in {other!r}. Rewrite one of the files."
+            )
+    return names
+
+
+def _class_names(reader: Any) -> list[str]:
+    return list(getattr(reader, "class_names", ()))
