@@ -173,7 +173,9 @@ def rank_matches(
     """Find how many wrong candidates stand before the best right one of each query.
 
     Not stated in the paper, chosen here: a wrong candidate that is exactly as similar counts as
-    standing before, so a model whose features are all the same finds nothing. What is not a number is never found.
+    standing before, so a model whose features are all the same finds nothing.
+
+    A similarity that is not a number is never found.
 
     Args:
         queries: ``(queries, D)``.
