@@ -4,7 +4,7 @@ from mask_tools import mask_box
 from pycocotools import mask as coco_mask
 
 from transformers_upv2.data.annotation_geometry import Placement, clip_box, clip_polygon
-from transformers_upv2.model.coco_masks import decode_segmentation, encode_mask
+from transformers_upv2.model.coco_masks import decode_segmentation, encode_mask, run_lengths
 
 
 def disk(width, height, center, radius):
@@ -84,3 +84,17 @@ def test_annotations_that_leave_the_frame_are_dropped():
     assert (inside["bbox"], inside["area"]) == ([0, 5, 5, 10], 50)
     hollow = {**annotation, "bbox": [0, 0, 40, 40], "segmentation": encode_mask(disk(50, 50, (9, 9), 5))}
     assert placement.move_annotation(hollow) is None
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for size in ((1, 1), (8, 10), (300, 400)):
+        for _ in range(20):
+            shape = rng.integers(1, 30)
+            mask = np.kron(rng.random(np.ceil(np.array(size) / shape).astype(int)) > 0.5, np.ones((shape, shape)))
+            mask = np.asfortranarray(mask[: size[0], : size[1]], dtype=np.uint8)
+            flat = mask.flatten("F")
+            starts = np.flatnonzero(np.diff(np.concatenate([[0], flat, [2]])))  # where a run of another value starts
+            expected = np.diff(np.concatenate([[0], starts])).tolist()
+            code = coco_mask.encode(mask)["counts"]
+            assert run_lengths(code) == run_lengths(code.decode()) == expected

@@ -14,6 +14,8 @@ from transformers_upv2.data.image_captions import ImageCaptions
 from transformers_upv2.data.image_folder import ImageFolder
 from transformers_upv2.data.text_corpus import TextCorpus
 
+NULL = object()
+"""Null in the file, where None means that the field is removed."""
 SQUARE = [2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]
 COCO_SMALL = Path(__file__).parents[3] / "shared" / "data" / "coco_small"
 
@@ -42,7 +44,7 @@ def coco(tmp_path):
                 "category_id": 90,
                 "bbox": [2, 2, 4, 4],
                 "area": 16,
-                "segmentation": [SQUARE],
+                "segmentation": [list(SQUARE)],
                 "iscrowd": 0,
             },
             {
@@ -85,6 +87,20 @@ def test_coco_leaves_out_and_counts_images_without_objects(tmp_path, coco):
         read(tmp_path, coco, skip_images_without_annotations=True)
 
 
+def test_coco_fills_in_what_a_file_may_leave_out(tmp_path, coco):
+    coco["annotations"][0]["segmentation"] = [[2, 2, 6, 2, 6, 6]]  # half of its box
+    coco["annotations"].append({"image_id": 5, "category_id": 3, "bbox": [1, 1, 3, 2]})
+    for field in ("area", "iscrowd"):
+        coco["annotations"][0][field] = None
+    (tmp_path / "i.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(coco).encode())
+    dataset = CocoDetection(tmp_path / "i.json", tmp_path)
+    (triangle,), _, (box,) = (dataset[i]["annotations"] for i in range(3))
+    assert (triangle["iscrowd"], box["iscrowd"]) == (0, 0)
+    assert box["area"] == 6
+    expected = coco_mask.area(coco_mask.frPyObjects(triangle["segmentation"], 8, 10)[0])
+    assert triangle["area"] == expected != 16
+
+
 def change(path, value):
     def apply(content):
         *parents, last = path
@@ -93,7 +109,7 @@ def change(path, value):
         if value is None:
             del content[last]
         else:
-            content[last] = value
+            content[last] = None if value is NULL else value
 
     return apply
 
@@ -110,7 +126,7 @@ def change(path, value):
         (["annotations", 1, "image_id"], 4, r"annotations\[1\]: `image_id` must be .* got 4"),
         (["annotations", 0, "bbox"], [1, 2, 3], r"annotations\[0\]: `bbox` .* got \[1, 2, 3\]"),
         (["annotations", 0, "bbox", 2], float("nan"), r"annotations\[0\]: `bbox` must be four finite"),
-        (["annotations", 0, "segmentation"], [[1, 2]], r"annotations\[0\]: `segmentation` must be a"),
+        (["annotations", 0, "segmentation"], [[1, 2, 3, 4, 5, 6, 7]], r"annotations\[0\]: `segmentation` must be a"),
         (
             ["annotations", 1, "segmentation", "size"],
             [4, 4],
@@ -121,6 +137,25 @@ def change(path, value):
             None,
             r"annotations\[1\]: `segmentation` must have the keys",
         ),
+        (
+            ["annotations", 1, "segmentation", "counts"],
+            [5, 5],
+            r"annotations\[1\]: .* add up to height x width = 80, got the sum 10",
+        ),
+        (["annotations", 1, "segmentation", "counts"], [100, -20], r"annotations\[1\]: .* got the sum 80"),
+        (["annotations", 1, "segmentation", "counts"], "55", r"annotations\[1\]: .* got the sum 10"),
+        (["annotations", 1, "segmentation", "counts"], "a b", r"annotations\[1\]: .* 'a b' is no compressed"),
+        (["annotations", 0, "segmentation", 0, 1], float("nan"), r"annotations\[0\]: .* finite numbers, got another"),
+        (["annotations", 0, "segmentation", 0, 1], float("inf"), r"annotations\[0\]: .* finite numbers, got another"),
+        (["annotations", 0, "segmentation", 0, 1], "2", r"annotations\[0\]: .* finite numbers, got another"),
+        (["annotations", 0, "iscrowd"], "no", r"annotations\[0\]: `iscrowd` must be a number, got 'no'"),
+        (["annotations", 0, "image_id"], [7], r"annotations\[0\]: `image_id` must be .* got \[7\]"),
+        (["annotations"], {}, r"i\.json: `annotations` must be a list, got dict"),
+        (["images", 0, "width"], "10", r"images\[0\]: `width` must be a whole number of pixels, got '10'"),
+        (["images", 0, "width"], NULL, r"images\[0\]: `width` must be a whole number of pixels, got None"),
+        (["images", 0, "file_name"], NULL, r"images\[0\]: `file_name` must be a text, got None"),
+        (["images", 1, "id"], "3", r"images\[1\]: `id` must be an integer, or a text in all .* got '3' after 7"),
+        (["categories", 0, "name"], 3, r"categories\[0\]: `name` must be a text, got 3"),
     ],
 )
 def test_coco_names_file_and_field_of_a_malformed_entry(tmp_path, coco, path, value, message):
@@ -144,6 +179,24 @@ def test_coco_annotation_outside_the_image_is_an_error_of_its_example(tmp_path, 
     with pytest.raises(DataError, match=r"annotation 1 of image 7: `bbox` must have an area .* got"):
         dataset[0]
     assert dataset[1]["image_id"] == 3
+
+
+def test_coco_polygon_of_two_points_is_an_error_of_its_example(tmp_path, coco):
+    coco["annotations"][0]["segmentation"].append([2, 2, 6, 6])
+    dataset = read(tmp_path, coco)
+    with pytest.raises(DataError, match=r"i\.json: annotation 1 of image 7: .* three points, got \[2, 2, 6, 6\]"):
+        dataset[0]
+    assert dataset[1]["image_id"] == 3
+
+
+def test_coco_ids_of_images_may_be_texts(tmp_path, coco):
+    for each in coco["images"]:
+        each["id"] = f"photo {each['id']}"
+    for each in coco["annotations"]:
+        each["image_id"] = f"photo {each['image_id']}"
+    dataset = read(tmp_path, coco, excluded_image_ids={"photo 5"})
+    assert [dataset[i]["image_id"] for i in range(len(dataset))] == ["photo 7", "photo 3"]
+    assert dataset[0]["annotations"][0]["bbox"] == [2, 2, 4, 4]
 
 
 def test_coco_mask_outside_the_image_is_an_error_of_its_example(tmp_path, coco):

@@ -32,3 +32,12 @@ def test_fewer_than_five_classes():
     metrics = ClassificationEvaluator(None).score(predictions)
     assert metrics["top5"] == 1
     assert metrics["top1"] == np.float32(2 / 3)
+
+
+def test_classes_are_found_by_name(processor):
+    scores = torch.eye(6)
+    model = HeartModel(lambda number: {"logits": scores[number]}, list("abcdef"))
+    dataset = ListDataset(
+        [{"image": gray_image(4), "label": 0}, {"image": gray_image(1), "label": 1}], class_names=["e", "b"]
+    )
+    assert ClassificationEvaluator(None)(model, processor, dataset, progress=False)["top1"] == 1

@@ -7,6 +7,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from transformers_upv2.data.coco_detection import CocoDetection
+from transformers_upv2.data.examples import DataError
 from transformers_upv2.evaluation.detection import (
     STAT_NAMES,
     DetectionEvaluator,
@@ -147,13 +149,101 @@ def test_only_asked_images_count(coco_dataset, processor, make_perfect_detector)
     assert evaluate(make_perfect_detector(), processor, part)["box_ap"] == pytest.approx(1.0)
 
 
-def test_missing_masks_are_an_error_that_says_what_to_do(coco_dataset, processor, make_perfect_detector):
+def rewrite(dataset, change):
+    """Change every annotation of the file, called as ``change(number, annotation)``."""
+    content = json.loads(dataset.annotation_file.read_text())
+    for number, annotation in enumerate(content["annotations"]):
+        change(number, annotation)
+    dataset.annotation_file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda number, annotation: annotation.update(id=number),
+        lambda number, annotation: annotation.update(id=7),
+        lambda number, annotation: annotation.pop("id"),
+        lambda number, annotation: annotation.pop("area"),
+        lambda number, annotation: annotation.update(area=None),
+        lambda number, annotation: annotation["iscrowd"] or annotation.pop("iscrowd"),
+        lambda number, annotation: annotation["iscrowd"] or annotation.update(iscrowd=None),
+    ],
+    ids=["ids from 0", "equal ids", "no ids", "no area", "null area", "no iscrowd", "null iscrowd"],
+)
+def test_what_a_file_may_leave_out_changes_no_number(coco_dataset, processor, make_perfect_detector, change):
+    expected = evaluate(make_perfect_detector(shift_and_confuse), processor, coco_dataset)
+    rewrite(coco_dataset, change)
+    assert evaluate(make_perfect_detector(shift_and_confuse), processor, coco_dataset) == expected
+
+
+def test_text_ids_of_images_change_no_number(coco_dataset, processor, make_perfect_detector):
+    expected = evaluate(make_perfect_detector(shift_and_confuse), processor, coco_dataset)
     content = json.loads(coco_dataset.annotation_file.read_text())
-    del content["annotations"][2]["segmentation"]
+    for image in content["images"]:
+        image["id"] = f"photo {image['id']}"
+    for each in [*content["annotations"], *coco_dataset]:
+        each["image_id"] = f"photo {each['image_id']}"
     coco_dataset.annotation_file.write_text(json.dumps(content))
-    model = make_perfect_detector()
-    with pytest.raises(ValueError, match=r"got none in annotation 3 of image 100.*with_masks=Fals"):
-        evaluate(model, processor, coco_dataset)
-    metrics = evaluate(model, processor, coco_dataset, with_masks=False)
+    assert evaluate(make_perfect_detector(shift_and_confuse), processor, coco_dataset) == expected
+
+
+def test_boxes_alone_are_scored_alone(coco_dataset, processor, make_perfect_detector):
+    rewrite(coco_dataset, lambda number, annotation: annotation.pop("segmentation"))
+    metrics = evaluate(make_perfect_detector(), processor, coco_dataset)
     assert metrics["box_ap"] == pytest.approx(1.0)
     assert "mask_ap" not in metrics
+
+
+@pytest.mark.parametrize("segmentation", [None, [], [[8, 8, 16, 16]]])
+def test_an_object_without_a_mask_is_left_out_of_the_mask_numbers(
+    coco_dataset, processor, make_perfect_detector, segmentation
+):
+    """It is neither missed, where nothing is found, nor are detections of it wrong."""
+
+    def find_all_but_one(answer, number):
+        if number == 0:
+            answer["logits"][1] = -9.0
+        return answer
+
+    rewrite(coco_dataset, lambda number, annotation: number in (0, 1) and annotation.update(segmentation=segmentation))
+    for spoil in (find_all_but_one, lambda answer, number: answer):
+        metrics = evaluate(make_perfect_detector(spoil), processor, coco_dataset)
+        assert metrics["mask_ap"] == pytest.approx(1.0)
+    rewrite(
+        coco_dataset, lambda number, annotation: number > 0 and annotation.update(segmentation=[[0, 0, 1, 0, 0, 1]])
+    )
+    assert evaluate(make_perfect_detector(), processor, coco_dataset)["mask_ap"] < 0.5
+    assert metrics["box_ap"] == pytest.approx(1.0)
+
+
+def test_classes_are_found_by_name(coco_dataset, processor, make_perfect_detector):
+    """A file with some of the model's classes, in another order, is scored as one with all of them."""
+    content = json.loads(coco_dataset.annotation_file.read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["category_id"] != 3]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    model = make_perfect_detector(shift_and_confuse)
+    expected = evaluate(model, processor, coco_dataset)
+    assert 0.1 < expected["box_ap"] < 0.95
+    new_ids = {7: 2, 20: 1}
+    content["categories"] = [{"id": 1, "name": "star"}, {"id": 2, "name": "square"}]
+    for each in content["annotations"]:
+        each["category_id"] = new_ids[each["category_id"]]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    coco_dataset.class_names, coco_dataset.category_ids = ["star", "square"], [1, 2]
+    assert evaluate(model, processor, coco_dataset) == expected
+
+
+def test_a_bad_annotation_spoils_no_image(coco_dataset, processor, make_perfect_detector, tmp_path):
+    """The file's own reader refuses to cut a box outside its image, pycocotools counts it as missed."""
+    content = json.loads(coco_dataset.annotation_file.read_text())
+    for image, example in zip(content["images"], coco_dataset, strict=True):
+        image["file_name"] = f"{image['id']}.png"
+        example["image"].save(tmp_path / image["file_name"])
+    content["annotations"][0]["bbox"] = [500, 500, 10, 10]
+    coco_dataset.annotation_file.write_text(json.dumps(content))
+    reader = CocoDetection(coco_dataset.annotation_file, tmp_path)
+    with pytest.raises(DataError, match="annotation 1 of image 100"):
+        reader[0]
+    metrics = evaluate(make_perfect_detector(), processor, reader)
+    assert metrics == evaluate(make_perfect_detector(), processor, coco_dataset)
+    assert 0.5 < metrics["box_ap"] < 1

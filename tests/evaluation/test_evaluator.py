@@ -5,8 +5,9 @@ from torch import nn
 
 from transformers_upv2.evaluation.classification import ClassificationEvaluator
 from transformers_upv2.evaluation.evaluator import (
-    check_class_names,
+    find_labels,
     iterate_batches,
+    match_class_names,
     prediction_mode,
     to_model,
 )
@@ -55,10 +56,16 @@ def test_inputs_take_the_dtype_of_the_model_but_ids_stay():
     assert batch["input_ids"].dtype is torch.int64
 
 
-def test_other_order_of_classes_is_an_error():
-    model = HeartModel(answer=None, class_names=["b", "a"])
-    with pytest.raises(ValueError, match=r"got 2 names \['a', 'b'\]... for 2 labels \['b', 'a'\]"):
-        check_class_names(model, ListDataset([], class_names=["a", "b"]))
+def test_classes_are_found_by_name():
+    model = HeartModel(answer=None, class_names=["b", "a", "c"])
+    assert find_labels(model, ListDataset([], class_names=["c", "b"])) == [2, 0]
+    for names in (["a", "d"], ["a", "a"]):
+        with pytest.raises(ValueError, match=rf"got 2 names \['a', '{names[1]}'\]... for 3 labels \['b', 'a', 'c'\]"):
+            find_labels(model, ListDataset([], class_names=names))
+    same_twice = ["a", "a"]
+    assert match_class_names(same_twice, same_twice) == [0, 1]
+    with pytest.raises(ValueError, match="each once"):
+        match_class_names(["a"], same_twice)
 
 
 def test_model_is_asked_through_the_task_class(processor):

@@ -53,6 +53,23 @@ def test_equal_features_find_nothing():
     assert rank_matches(same, same, ids, ids, 8).tolist() == [19] * 20
 
 
+@pytest.mark.parametrize("broken", ["image_features", "text_features"])
+def test_features_that_are_not_numbers_find_nothing(broken):
+    predictions = random_predictions(num_images=8, noise=0.0)
+    assert set(RetrievalEvaluator(None).score(predictions).values()) == {1.0}
+    getattr(predictions, broken).fill_(torch.nan)
+    assert set(RetrievalEvaluator(None).score(predictions).values()) == {0.0}
+
+
+def test_one_feature_that_is_not_a_number_harms_its_own_alone():
+    predictions = random_predictions(noise=0.0)
+    predictions.image_features[3] = torch.nan
+    metrics = RetrievalEvaluator(None, ranks=(1,)).score(predictions)
+    assert metrics["image_to_text_r1"] == pytest.approx(39 / 40)
+    own = (predictions.image_of_text == 3).float().mean().item()
+    assert metrics["text_to_image_r1"] == pytest.approx(1 - own)
+
+
 class Retriever(HeartModel):
     """Features of an image and of its captions are one direction, unless told otherwise."""
 

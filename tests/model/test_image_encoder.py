@@ -146,6 +146,24 @@ def test_boxes_of_the_real_image_become_boxes_of_the_canvas(session_model):
     assert int(target["masks"].sum()) == 60 * 50
 
 
+def test_an_object_without_a_mask_is_boxed_and_classified_alone(session_model):
+    """What stands in its place among the masks changes no loss, but it does where the object counts as segmented."""
+    encoder = session_model.model.image_encoder
+    images, sizes = random_images(1), torch.tensor([[IMAGE_SIZE, IMAGE_SIZE]])
+    (label,) = box_labels([2])
+    half = torch.arange(IMAGE_SIZE) < IMAGE_SIZE // 2
+    losses = {}
+    for is_mixed in (True, False):
+        for stand_in in (torch.zeros(IMAGE_SIZE, dtype=torch.bool), half):
+            masks = torch.stack([half, stand_in])[:, None].repeat(1, IMAGE_SIZE, 1)
+            extra = {"has_mask": torch.tensor([True, False])} if is_mixed else {}
+            torch.manual_seed(0)
+            _, training = encoder.forward_training(images, sizes, [{**label, "masks": masks, **extra}])
+            losses[is_mixed, stand_in.any().item()] = training.loss.item()
+    assert losses[True, True] == losses[True, False]
+    assert losses[False, True] != losses[False, False]
+
+
 def test_backbone_must_give_four_maps():
     with pytest.raises(ValueError, match=r"`backbone_config` must give 4 maps at strides .* got 3 with"):
         ImageEncoder(tiny_config(backbone_config={"out_indices": [2, 3, 4]}))

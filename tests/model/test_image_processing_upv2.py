@@ -160,6 +160,15 @@ def test_crowd_is_left_out_and_never_an_error(image: np.ndarray) -> None:
     assert empty["masks"].shape == (0, 64, 64)
 
 
+def test_objects_without_segmentation_beside_others_have_empty_masks(image: np.ndarray) -> None:
+    bare = annotation([1, 1, 9, 9], segmentation=[])
+    processor = UniPerceiverV2ImageProcessor(do_resize=False)
+    label = processor(image, annotations=target(annotation([1, 1, 9, 9]), bare))["labels"][0]
+    assert label["has_mask"].tolist() == [True, False]
+    assert label["masks"].any(dim=(1, 2)).tolist() == [True, False]
+    assert "has_mask" not in processor(image, annotations=target(annotation([1, 1, 9, 9])))["labels"][0]
+
+
 def test_masks_are_absent_without_segmentations(image: np.ndarray) -> None:
     item = annotation([1, 1, 9, 9])
     del item["segmentation"], item["area"]
@@ -199,12 +208,16 @@ def test_bad_targets(image: np.ndarray) -> None:
         processor([image, image], annotations=[target()])
     with pytest.raises(ValueError, match=r"'image_id' and 'annotations', got \['annotations'\]"):
         processor(image, annotations={"annotations": []})
-    with pytest.raises(ValueError, match=r"`image_id` must be an integer, got 'a'"):
-        processor(image, annotations={"image_id": "a", "annotations": []})
-    half = annotation([1, 1, 9, 9])
-    del half["segmentation"]
-    with pytest.raises(ValueError, match=r"Annotation 7 of image 5 has no `segmentation`"):
-        processor(image, annotations=target(annotation([1, 1, 9, 9]), half))
+    with pytest.raises(ValueError, match=r"`image_id` must be an integer or a text, got 1.5"):
+        processor(image, annotations={"image_id": 1.5, "annotations": []})
+
+
+def test_images_may_have_texts_for_ids(image: np.ndarray) -> None:
+    processor = UniPerceiverV2ImageProcessor(**SMALL)
+    (named,) = processor(image, annotations={"image_id": "a", "annotations": [annotation([1, 1, 9, 9])]})["labels"]
+    (numbered,) = processor(image, annotations=target(annotation([1, 1, 9, 9])))["labels"]
+    assert set(numbered) - set(named) == {"image_id"}
+    assert torch.equal(named["boxes"], numbered["boxes"])
 
 
 def test_bad_sizes(image: np.ndarray) -> None:

@@ -71,6 +71,10 @@ def random_points(counts):
     )
 
 
+def takes_part_in_masks(target, slot):
+    return "masks" in target and target.get("has_mask", torch.ones(len(target["boxes"])))[slot]
+
+
 def naive_terms(predictions, row, pairs, targets, features, points, divisor):
     """Compute the losses of one prediction, pair by pair.
 
@@ -87,6 +91,8 @@ def naive_terms(predictions, row, pairs, targets, features, points, divisor):
         corners = [ops.box_convert(value[None], "cxcywh", "xyxy") for value in (box, target_box)]
         giou = ops.generalized_box_iou(*corners).squeeze()
         terms["loss_giou"] = terms["loss_giou"] + (1 - giou) / divisor
+        if not takes_part_in_masks(targets[image], slot):
+            continue
         embedding = predictions.mask_embeddings[row, image, query]
         mask = predict_masks(embedding[None, None], features[image][None])[0]
         chosen = select_uncertain_points(
@@ -137,9 +143,13 @@ def expected_terms(training, targets, counts, features, points):
     return expected
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("counts", [[3, 1], [0, 2]])
-def test_stacked_losses_agree_with_loops(counts):
+def test_stacked_losses_agree_with_loops(counts, mixed):
     training, targets = random_training(max(counts)), random_targets(counts)
+    if mixed:  # the first object of the second image has a mask, of the first image all but the first if there are any
+        targets[0] |= {"has_mask": torch.arange(counts[0]) > 0}
+        targets[1] |= {"has_mask": torch.arange(counts[1]) < 1}
     features, points = random_features(), random_points(counts)
     terms, _ = proposal_losses(training, features, targets, SETTINGS, points=points)
     expected = expected_terms(training, targets, counts, features, points)
@@ -176,6 +186,19 @@ def test_no_target_at_all_gives_finite_losses_and_gradients(masks):
     assert terms["loss_ce_dn"] == 0
     assert training.matching.class_logits.grad.isfinite().all()
     assert not training.matching.boxes.grad.any()
+
+
+def test_images_without_masks_beside_others_have_no_mask_loss():
+    training, features, points = random_training(2), random_features(), random_points([2, 1])
+    targets = random_targets([2, 1])
+    del targets[1]["masks"]
+    terms, _ = proposal_losses(training, features, targets, SETTINGS, points=points)
+    masks = sum(value for name, value in terms.items() if name.startswith(("loss_mask", "loss_dice")))
+    gradients = torch.autograd.grad(masks, [training.matching.mask_embeddings, training.denoising.mask_embeddings])
+    for gradient in gradients:
+        assert gradient[:, 0].any()
+        assert not gradient[:, 1].any()
+    assert terms["loss_bbox"] > 0
 
 
 def test_without_masks_there_are_no_mask_terms():

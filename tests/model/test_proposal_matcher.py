@@ -152,11 +152,39 @@ def test_masks_of_images_without_targets_may_be_absent():
     assert empty.masks.shape == (0, 32, 32)
 
 
+def test_masks_of_some_targets():
+    targets = random_targets([2, 0, 1])
+    targets[0]["has_mask"] = torch.tensor([False, True])
+    del targets[1]["masks"], targets[2]["masks"]
+    joined = ProposalTargets.from_list(targets, CPU)
+    assert joined.has_mask.tolist() == [False, True, False]
+    assert torch.equal(joined.masks[:2], targets[0]["masks"])
+    assert not joined.masks[2].any()
+    assert ProposalTargets.from_list(targets[1:], CPU).masks is None
+
+
+def test_a_target_without_a_mask_has_no_mask_costs():
+    """Its costs are those of a batch without masks, those of the others are those of a batch where all have one."""
+    targets, features, points = random_targets([3, 2]), random_features(), random_points()
+    predictions = random_predictions()
+
+    def costs(targets):
+        joined = ProposalTargets.from_list(targets, CPU)
+        return matching_costs(predictions, joined, features, points, SETTINGS)
+
+    with_masks = costs(targets)
+    without = costs([{key: target[key] for key in ("class_labels", "boxes")} for target in targets])
+    mixed = [dict(target) for target in targets]
+    mixed[0]["has_mask"] = torch.tensor([True, False, True])
+    del mixed[1]["masks"]
+    found = costs(mixed)
+    assert torch.equal(found[:, 0, :, ::2], with_masks[:, 0, :, ::2])
+    assert torch.equal(found[:, 0, :, 1], without[:, 0, :, 1])
+    assert torch.equal(found[:, 1, :, :2], without[:, 1, :, :2])
+    assert not torch.equal(found, with_masks)
+
+
 def test_targets_that_do_not_fit_are_refused():
-    targets = random_targets([2, 1])
-    del targets[1]["masks"]
-    with pytest.raises(ValueError, match="got masks for 1 of 2 images"):
-        ProposalTargets.from_list(targets, CPU)
     targets = random_targets([2, 1])
     targets[1]["boxes"] = torch.rand(3, 4)
     with pytest.raises(ValueError, match=r"`targets\[1\]` must have one of `boxes`.*got 3 for 1"):

@@ -71,6 +71,18 @@ def test_detection_drops_crowds_and_keeps_empty_images(processor):
     assert len(annotations) == 2  # the data set's own list
 
 
+def test_detection_mixes_objects_with_and_without_masks_in_images_named_by_texts(processor):
+    with_mask, without = box(16, 12, 32, 24), {**box(0, 0, 9, 9), "segmentation": None}
+    examples = [
+        {"image": image(), "image_id": f"photo {number}", "annotations": annotations, "rng_seed": 0}
+        for number, annotations in enumerate([[with_mask, without], [without], [with_mask]])
+    ]
+    mixed, bare, whole = UniPerceiverV2Collator(processor, "detection")(examples)["labels"]
+    assert mixed["has_mask"].tolist() == [True, False]
+    assert set(bare) == {"class_labels", "boxes"}
+    assert set(whole) == {"class_labels", "boxes", "masks"}
+
+
 @pytest.mark.parametrize("task", ["captioning", "retrieval"])
 def test_image_text_draws_a_caption_by_the_seed_of_the_example(processor, task):
     collator = UniPerceiverV2Collator(processor, task)

@@ -4,25 +4,27 @@ Format: https://cocodataset.org/#format-data. Works on the file as it is: catego
 crowd regions, images without annotations, polygons and run-length codes.
 """
 
-import math
+import copy
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from transformers_upv2.data.annotation_geometry import Placement, clip_box
+from transformers_upv2.data.coco_instances import read_instances
 from transformers_upv2.data.examples import DataError, DetectionExample, load_image
-from transformers_upv2.data.json_files import index_by_id, read_json, require_keys
+from transformers_upv2.model.coco_masks import MIN_POLYGON_NUMBERS
 
 
 class CocoDetection(Dataset[DetectionExample]):
     """Images with boxes, masks and classes from a COCO instances JSON file.
 
     The file's structure is checked once, here. Geometry is checked when an example is loaded: an
-    annotation partly outside its image is cut, one wholly outside or without an area is a
-    ``DataError`` for that example, so that training can count and replace it.
+    annotation partly outside its image is cut, one wholly outside, without an area or with a polygon
+    of fewer than three points is a ``DataError`` for that example, so that training can count and
+    replace it.
 
     Boxes and masks refer to the frame that the file's ``width`` and ``height`` state, which for
     EXIF-rotated photographs may be the stored or the shown one (see ``load_image``).
@@ -33,6 +35,8 @@ class CocoDetection(Dataset[DetectionExample]):
         annotation_file: The JSON file.
         num_skipped: How many images were left out for lack of annotations.
         num_excluded: How many images were left out on demand.
+        num_objects: How many annotations of the other images are no crowds.
+        num_masks: How many of these objects have a segmentation.
     """
 
     def __init__(
@@ -40,7 +44,7 @@ class CocoDetection(Dataset[DetectionExample]):
         annotation_file: str | Path,
         image_folder: str | Path,
         skip_images_without_annotations: bool = False,
-        excluded_image_ids: Collection[int] = (),
+        excluded_image_ids: Collection[int | str] = (),
     ):
         """Read and check the annotation file.
 
@@ -56,14 +60,15 @@ class CocoDetection(Dataset[DetectionExample]):
             DataError: If the file is missing or malformed; the message names file and field.
         """
         self.annotation_file, self.image_folder = Path(annotation_file), Path(image_folder)
-        content = read_json(self.annotation_file)
-        require_keys(content, ("images", "annotations", "categories"), str(self.annotation_file))
-
-        categories = index_by_id(content["categories"], ("name",), self._where("categories"))
-        self.category_ids = sorted(categories)
-        self.class_names = [categories[id_]["name"] for id_ in self.category_ids]
-        images = index_by_id(content["images"], ("file_name", "width", "height"), self._where("images"))
-        self._annotations = self._group_annotations(content["annotations"], images)
+        content = read_instances(self.annotation_file)
+        self.category_ids = list(content.categories)
+        self.class_names = [category["name"] for category in content.categories.values()]
+        images = content.images
+        label_of = {id_: label for label, id_ in enumerate(self.category_ids)}
+        self._annotations: dict[int | str, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in content.annotations:
+            annotation["category_id"] = label_of[annotation["category_id"]]
+            self._annotations[annotation["image_id"]].append(annotation)
         used = {id_: image for id_, image in images.items() if id_ not in excluded_image_ids}
         self.num_excluded = len(images) - len(used)
         self._images = [
@@ -79,6 +84,14 @@ class CocoDetection(Dataset[DetectionExample]):
                 f"{len(images)} in the file, {self.num_skipped + self.num_excluded} of them left out."
             )
 
+        objects = [
+            annotation
+            for image in self._images
+            for annotation in self._annotations[image["id"]]
+            if not annotation["iscrowd"]
+        ]
+        self.num_objects, self.num_masks = len(objects), sum(bool(each.get("segmentation")) for each in objects)
+
     def __len__(self) -> int:
         return len(self._images)
 
@@ -89,39 +102,15 @@ class CocoDetection(Dataset[DetectionExample]):
         image = load_image(self.image_folder / entry["file_name"], annotated_size=size)
         return {"image": image, "image_id": entry["id"], "annotations": annotations}
 
-    def _where(self, field: str) -> str:
-        return f"{self.annotation_file}: {field}"
+    def without_annotations(self) -> "CocoDetection":
+        """Return a data set of the same images that have no annotations, and so no bad ones."""
+        images = copy.copy(self)
+        images._annotations = defaultdict(list)
+        return images
 
-    def _group_annotations(
-        self, annotations: list[Any], images: dict[int, dict[str, Any]]
-    ) -> dict[int, list[dict[str, Any]]]:
-        """Check every annotation and collect them by image, with ``category_id`` as our label."""
-        label_of = {id_: label for label, id_ in enumerate(self.category_ids)}
-        by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for number, annotation in enumerate(annotations):
-            where = self._where(f"annotations[{number}]")
-            require_keys(annotation, ("image_id", "category_id", "bbox"), where)
-            image = images.get(annotation["image_id"])
-            if image is None:
-                raise DataError(
-                    f"{where}: `image_id` must be the id of an image in the file, got {annotation['image_id']!r}."
-                )
-            if annotation["category_id"] not in label_of:
-                raise DataError(
-                    f"{where}: `category_id` must be one of the file's categories "
-                    f"{self.category_ids}, got {annotation['category_id']!r}."
-                )
-            check_box(annotation["bbox"], where)
-            check_segmentation(annotation.get("segmentation"), image, where)
-            by_image[image["id"]].append(
-                {
-                    **annotation,
-                    "category_id": label_of[annotation["category_id"]],
-                    "iscrowd": int(annotation.get("iscrowd", 0)),
-                    "area": annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]),
-                }
-            )
-        return by_image
+    def image_files(self) -> Iterator[Path]:
+        """Yield the file of every image."""
+        return (self.image_folder / entry["file_name"] for entry in self._images)
 
     def _cut_annotation(self, annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         """Return the annotation cut to its image.
@@ -129,7 +118,13 @@ class CocoDetection(Dataset[DetectionExample]):
         Not stated in the paper, chosen here: real files have boxes that reach a fraction of a pixel
         over the edge; where it is less than one pixel, mask and area stay as they are.
         """
-        box = annotation["bbox"]
+        box, segmentation = annotation["bbox"], annotation.get("segmentation")
+        if isinstance(segmentation, list) and any(len(polygon) < MIN_POLYGON_NUMBERS for polygon in segmentation):
+            raise DataError(
+                f"{self.annotation_file}: annotation {annotation.get('id')} of image "
+                f"{annotation['image_id']}: a polygon of `segmentation` must have at least three points, "
+                f"got {min(segmentation, key=len)}. Correct or remove it."
+            )
         clipped = clip_box(box, *size)
         if min(clipped[2:]) <= 0:
             raise DataError(
@@ -147,35 +142,3 @@ class CocoDetection(Dataset[DetectionExample]):
                 f"size {size}. Correct or remove the annotation."
             )
         return cut
-
-
-def check_box(box: object, where: str) -> None:
-    """Check that a COCO box is four finite numbers."""
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(x, int | float) and math.isfinite(x) for x in box)
-    ):
-        raise DataError(f"{where}: `bbox` must be four finite numbers [left, top, width, height], got {box!r}.")
-
-
-def check_segmentation(segmentation: object, image: dict[str, Any], where: str) -> None:
-    """Check that a segmentation is absent, polygons, or a run-length code of the image's size."""
-    if segmentation is None:
-        return
-    if isinstance(segmentation, dict):
-        require_keys(segmentation, ("size", "counts"), f"{where}: `segmentation`")
-        size = [image["height"], image["width"]]
-        if list(segmentation["size"]) != size:
-            raise DataError(
-                f"{where}: `segmentation` must have the image's `size` {size} (height, width), "
-                f"got {segmentation['size']}."
-            )
-        return
-    if not isinstance(segmentation, list) or not all(
-        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation
-    ):
-        raise DataError(
-            f"{where}: `segmentation` must be a run-length code or a list of polygons "
-            "[x1, y1, x2, y2, ...] of at least three points each."
-        )

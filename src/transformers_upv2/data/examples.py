@@ -33,7 +33,7 @@ class DetectionExample(TypedDict):
     """An image and its COCO annotations, ``category_id`` being an index into ``class_names``."""
 
     image: Image.Image
-    image_id: int
+    image_id: int | str
     annotations: list[dict[str, Any]]
 
 

@@ -4,6 +4,7 @@ Format: https://cocodataset.org/#format-data.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch.utils.data import Dataset
@@ -57,6 +58,10 @@ class ImageCaptions(Dataset[CaptionExample]):
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def image_files(self) -> Iterator[Path]:
+        """Yield the file of every image."""
+        return (self.image_folder / entry["file_name"] for entry in self._images)
 
     def __getitem__(self, index: int) -> CaptionExample:
         entry = self._images[index]

@@ -15,7 +15,7 @@ def read_json(path: Path) -> dict[str, Any]:
         DataError: If the file is missing, is not JSON or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: the annotation file must exist, but there is none.") from error
     except (OSError, ValueError) as error:
@@ -37,15 +37,20 @@ def require_keys(item: object, keys: tuple[str, ...], where: str) -> Mapping[str
     return item
 
 
-def index_by_id(items: list[Any], keys: tuple[str, ...], where: str) -> dict[int, dict[str, Any]]:
+def index_by_id(items: list[Any], keys: tuple[str, ...], where: str) -> dict[int | str, dict[str, Any]]:
     """Return the items of a COCO list by their ``id``, which must be unique.
 
     Raises:
-        DataError: If an item lacks one of ``keys`` or an id occurs twice.
+        DataError: If an item lacks one of ``keys``, an id occurs twice, or some ids are texts and others integers.
     """
-    by_id: dict[int, dict[str, Any]] = {}
+    by_id: dict[int | str, dict[str, Any]] = {}
     for number, item in enumerate(items):
         require_keys(item, ("id", *keys), f"{where}[{number}]")
+        if not isinstance(item["id"], int | str) or type(item["id"]) is not type(items[0]["id"]):
+            raise DataError(
+                f"{where}[{number}]: `id` must be an integer, or a text in all of them, got {item['id']!r} after "
+                f"{items[0]['id']!r}."
+            )
         if item["id"] in by_id:
             raise DataError(f"{where}[{number}]: `id` must be unique, got {item['id']} twice.")
         by_id[item["id"]] = item

@@ -3,7 +3,7 @@
 Format: the ``dataset_coco.json`` and ``dataset_flickr30k.json`` of https://cs.stanford.edu/people/karpathy/deepimagesent.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +46,10 @@ class KarpathyCaptions(Dataset[CaptionExample]):
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def image_files(self) -> Iterator[Path]:
+        """Yield the file of every image."""
+        return map(self._find, self._images)
 
     def __getitem__(self, index: int) -> CaptionExample:
         entry = self._images[index]

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from transformers_upv2.evaluation.evaluator import (
     TaskEvaluator,
-    check_class_names,
+    find_labels,
     image_inputs,
     iterate_batches,
     prediction_mode,
@@ -54,13 +54,13 @@ class ClassificationEvaluator(TaskEvaluator[ClassificationPredictions]):
     ) -> ClassificationPredictions:
         """Score every class of every image."""
         view = self.view(model)
-        check_class_names(view, dataset)
+        label_of_class = find_labels(view, dataset)
         logits: list[Tensor] = []
         labels: list[int] = []
         with prediction_mode(view):
             for examples in iterate_batches(dataset, batch_size, "classification", progress):
                 logits.append(view(**image_inputs(processor, examples, view)).logits.float().cpu())
-                labels.extend(example["label"] for example in examples)
+                labels.extend(label_of_class[example["label"]] for example in examples)
         return ClassificationPredictions(torch.cat(logits), torch.tensor(labels))
 
     def join(self, parts: Sequence[ClassificationPredictions]) -> ClassificationPredictions:

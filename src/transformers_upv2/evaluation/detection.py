@@ -4,7 +4,6 @@ import contextlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
+from transformers_upv2.data.annotation_geometry import clip_box
+from transformers_upv2.data.coco_instances import CocoInstances, drawable_mask, read_instances
 from transformers_upv2.evaluation.evaluator import (
     TaskEvaluator,
-    check_class_names,
+    find_labels,
     image_inputs,
     iterate_batches,
     prediction_mode,
@@ -61,7 +62,7 @@ class DetectionPredictions:
     """
 
     annotation_file: Path
-    image_ids: Sequence[int]
+    image_ids: Sequence[int | str]
     boxes: Sequence[CocoResult]
     masks: Sequence[CocoResult] | None = None
     class_agnostic: bool = False
@@ -72,12 +73,12 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
     """The twelve COCO numbers for boxes, and for masks unless `with_masks` is off.
 
     Inputs: examples with ``image`` and ``image_id``, a dataset with ``class_names``,
-    ``category_ids`` and ``annotation_file``.
+    ``category_ids`` and ``annotation_file``; its classes are found by name among the model's.
     Boxes and masks come from the image processor's post-processing: what a user gets is measured.
     Their scores differ, since a mask's score contains how sure the mask is.
 
     Attributes:
-        with_masks: Whether masks are evaluated; needs masks in the annotation file.
+        with_masks: Whether masks are evaluated, where the annotation file has any.
         top_k: Number of (proposal, class) pairs kept of each image; COCO counts 100.
         class_agnostic: Whether only places count: proposals by their foreground score, objects without their class.
             This measures the proposal network alone.
@@ -87,6 +88,17 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
     with_masks: bool = True
     top_k: int = 100
     class_agnostic: bool = False
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        dataset: Any,
+        **options: Any,
+    ) -> dict[str, float]:
+        """Predict and score; a bad annotation spoils no image, for the file's annotations are counted as they are."""
+        images = dataset.without_annotations() if hasattr(dataset, "without_annotations") else dataset
+        return super().__call__(model, processor, images, **options)
 
     def predict(
         self,
@@ -100,10 +112,9 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         """Detect the objects of every image."""
         view = self.view(model)
         read = processor.image_processor
-        category_ids: list[int] = dataset.category_ids  # type: ignore[attr-defined]
-        if not self.class_agnostic:
-            check_class_names(view, dataset)
-        image_ids: list[int] = []
+        labels = [0] if self.class_agnostic else find_labels(view, dataset)
+        category_ids: dict[int, int | str] = dict(zip(labels, dataset.category_ids))  # type: ignore[attr-defined]
+        image_ids: list[int | str] = []
         boxes: list[CocoResult] = []
         masks: list[CocoResult] = []
         with prediction_mode(view):
@@ -143,23 +154,67 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         """Return ``box_ap``, ``box_ap50``, ... and the same with ``mask_``.
 
         As in pycocotools, -1 stands for a number that the annotations do not define, such as
-        ``box_ap_large`` without large objects.
+        ``box_ap_large`` without large objects. Where annotations have no mask at all, boxes alone are scored; where
+        some have none, those objects are left out of the mask numbers, as crowds are.
+
+        Raises:
+            DataError: If the annotation file is missing or malformed.
         """
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth = COCO(str(predictions.annotation_file))
-        count = partial(
-            score_results, truth, image_ids=predictions.image_ids, class_agnostic=predictions.class_agnostic
-        )
-        metrics = count(predictions.boxes, iou_type="bbox")
-        if predictions.masks is not None:
-            metrics |= count(predictions.masks, iou_type="segm")
+        truth = read_instances(Path(predictions.annotation_file))
+        image_ids, class_agnostic = sorted(set(predictions.image_ids)), predictions.class_agnostic
+        metrics = score_results(count_boxes(truth), predictions.boxes, image_ids, "bbox", class_agnostic)
+        if predictions.masks is not None and has_masks(truth, image_ids):
+            metrics |= score_results(count_masks(truth), predictions.masks, image_ids, "segm", class_agnostic)
         return metrics
 
 
+def has_masks(truth: CocoInstances, image_ids: Iterable[int | str]) -> bool:
+    """Tell whether an object of these images has a mask, or there is no object that lacks one."""
+    asked = set(image_ids)
+    objects = [each for each in truth.annotations if each["image_id"] in asked and not each["iscrowd"]]
+    return not objects or any(map(drawable_mask, objects))
+
+
+def count_boxes(truth: CocoInstances) -> COCO:
+    """Hand annotations to pycocotools, numbered from 1: it takes an object with the id 0 for none."""
+    return _to_coco(truth, [annotation | {"id": i} for i, annotation in enumerate(truth.annotations, start=1)])
+
+
+def count_masks(truth: CocoInstances) -> COCO:
+    """Hand annotations to pycocotools to count masks: an object without one becomes a crowd that fills its box.
+
+    So it is neither missed nor are detections of it wrong.
+    """
+    annotations = []
+    for number, annotation in enumerate(truth.annotations, start=1):
+        mask = drawable_mask(annotation)
+        if mask is None:
+            image = truth.images[annotation["image_id"]]
+            left, top, width, height = clip_box(annotation["bbox"], image["width"], image["height"])
+            corners = [left, top, left + width, top, left + width, top + height, left, top + height]
+            annotation = annotation | {"iscrowd": 1, "segmentation": [corners]}
+        else:
+            annotation = annotation | {"segmentation": mask}
+        annotations.append(annotation | {"id": number})
+    return _to_coco(truth, annotations)
+
+
+def _to_coco(truth: CocoInstances, annotations: list[dict[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {
+        "images": list(truth.images.values()),
+        "annotations": annotations,
+        "categories": list(truth.categories.values()),
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco.createIndex()
+    return coco
+
+
 def write_results(
-    image_ids: Sequence[int],
+    image_ids: Sequence[int | str],
     found: Iterable[Mapping[str, Tensor]],
-    category_ids: Sequence[int],
+    category_ids: Mapping[int, int | str],
     write_places: Callable[[Mapping[str, Tensor]], list[dict[str, Any]]],
 ) -> list[CocoResult]:
     """Write detections in COCO's result format.
@@ -168,7 +223,7 @@ def write_results(
         image_ids: Id of each image in the annotation file.
         found: What post-processing gives for each image: ``scores`` and ``labels`` ``(n,)`` and
             ``boxes`` or ``masks``.
-        category_ids: The file's category id of each label.
+        category_ids: The file's category id of each label; detections of other labels are left out.
         write_places: Turns the boxes or masks of one image into ``n`` dicts.
     """
     return [
@@ -177,6 +232,7 @@ def write_results(
         for label, score, place in zip(
             image["labels"].tolist(), image["scores"].tolist(), write_places(image), strict=True
         )
+        if label in category_ids
     ]
 
 
@@ -197,7 +253,7 @@ def write_masks(image: Mapping[str, Tensor]) -> list[dict[str, Any]]:
 def score_results(
     truth: COCO,
     results: Sequence[CocoResult],
-    image_ids: Sequence[int],
+    image_ids: Sequence[int | str],
     iou_type: str,
     class_agnostic: bool = False,
 ) -> dict[str, float]:
@@ -212,16 +268,10 @@ def score_results(
 
     Returns:
         The numbers of ``STAT_NAMES`` with the prefix ``box_`` or ``mask_``.
-
-    Raises:
-        ValueError: If annotations of the images have no mask but masks are compared.
     """
-    image_ids = sorted(set(image_ids))
-    if iou_type == "segm":
-        _check_masks(truth, image_ids)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its tables
         evaluation = COCOeval(truth, _load_results(truth, results), iou_type)
-        evaluation.params.imgIds = image_ids
+        evaluation.params.imgIds = list(image_ids)
         evaluation.params.useCats = int(not class_agnostic)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -237,14 +287,3 @@ def _load_results(truth: COCO, results: Sequence[CocoResult]) -> COCO:
     nothing.dataset = {**truth.dataset, "annotations": []}
     nothing.createIndex()
     return nothing
-
-
-def _check_masks(truth: COCO, image_ids: Sequence[int]) -> None:
-    for image_id in image_ids:
-        for annotation in truth.imgToAnns[image_id]:
-            if not annotation.get("segmentation"):
-                raise ValueError(
-                    "Mask AP needs a `segmentation` in every annotation, got none in annotation "
-                    f"{annotation['id']} of image {image_id}. Use "
-                    "`DetectionEvaluator(with_masks=False)`."
-                )

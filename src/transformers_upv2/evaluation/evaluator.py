@@ -179,18 +179,33 @@ def to_model(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     }
 
 
-def check_class_names(model: Any, dataset: Dataset) -> list[str]:
-    """Return the names of the dataset's classes after making sure that the model means the same.
+def find_labels(model: Any, dataset: Dataset) -> list[int]:
+    """Return the model's label of each class of the dataset, see `match_class_names`."""
+    model_names = [model.config.id2label[i] for i in range(len(model.config.id2label))]
+    return match_class_names(dataset.class_names, model_names)  # type: ignore[attr-defined]
+
+
+def match_class_names(names: Sequence[str], model_names: Sequence[str]) -> list[int]:
+    """Find classes by their names, so a dataset may have some of the model's classes alone, in any order.
+
+    Args:
+        names: The classes of a dataset.
+        model_names: What the model knows, in the order of its labels.
+
+    Returns:
+        The label of each of ``names``.
 
     Raises:
-        ValueError: If the model answers with other classes, or in another order.
+        ValueError: If the model does not know one, or lists that differ hold a name twice.
     """
-    names = list(dataset.class_names)  # type: ignore[attr-defined]
-    model_names = [model.config.id2label[i] for i in range(len(model.config.id2label))]
-    if names != model_names:
+    if list(names) == list(model_names):
+        return list(range(len(model_names)))
+    label_of = {name: label for label, name in enumerate(model_names)}
+    unknown = [name for name in names if name not in label_of]
+    if unknown or len(set(names)) < len(names) or len(label_of) < len(model_names):
         raise ValueError(
-            f"`dataset.class_names` must equal the labels of the model, got {len(names)} names "
-            f"{names[:3]}... for {len(model_names)} labels {model_names[:3]}... "
-            "Call `model.set_labels(dataset.class_names, tokenizer)`."
+            f"`dataset.class_names` must be labels of the model, each once, got {len(names)} names {names[:3]}... for "
+            f"{len(model_names)} labels {list(model_names[:3])}..., unknown are {unknown[:3]}. "
+            "Correct the names, or call `model.set_labels(dataset.class_names, tokenizer)`."
         )
-    return names
+    return [label_of[name] for name in names]

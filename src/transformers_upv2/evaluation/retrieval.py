@@ -178,6 +178,8 @@ def rank_matches(
     Not stated in the paper, chosen here: a wrong candidate that is exactly as similar counts as
     standing before, so a model whose features are all the same finds nothing.
 
+    A similarity that is not a number is never found.
+
     Args:
         queries: ``(queries, D)``.
         candidates: ``(candidates, D)``.
@@ -186,14 +188,16 @@ def rank_matches(
         block_size: Number of queries compared at once.
 
     Returns:
-        The rank of the best match, 0 is first, ``(queries,)`` int64.
+        The rank of the best match, 0 is first, ``(queries,)`` int64; the largest integer where no match is found.
     """
     # what lives on is allocated before the large blocks that come and go, or the heap between them is never given back
     ranks = torch.empty(len(queries), dtype=torch.int64)
     parts = zip(queries.split(block_size), query_ids.split(block_size), ranks.split(block_size), strict=True)
     for block, ids, part in parts:
         similarity = block @ candidates.T  # (block, candidates)
+        similarity.masked_fill_(similarity.isnan(), -torch.inf)
         is_match = ids[:, None] == candidate_ids
         best_match = similarity.masked_fill(~is_match, -torch.inf).amax(dim=1, keepdim=True)
         torch.sum((similarity >= best_match) & ~is_match, dim=1, out=part)
+        part.masked_fill_(best_match[:, 0] == -torch.inf, torch.iinfo(torch.int64).max)
     return ranks

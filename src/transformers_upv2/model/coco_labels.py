@@ -22,15 +22,16 @@ def labels_from_coco(target: Mapping[str, Any], size: tuple[int, int]) -> dict[s
     """Turn the COCO annotations of an image into tensors.
 
     Args:
-        target: ``{"image_id": int, "annotations": [COCO annotation, ...]}``. ``category_id`` is
+        target: ``{"image_id": int or str, "annotations": [COCO annotation, ...]}``. ``category_id`` is
             taken as the label as it is. Entries with ``iscrowd`` are left out.
         size: (height, width) of the image in pixels, as annotated.
 
     Returns:
         ``class_labels`` ``(n,)``, ``boxes`` ``(n, 4)`` cxcywh in [0, 1] of the image, ``area``
-        ``(n,)`` in pixels, ``iscrowd`` ``(n,)`` zeros, ``image_id`` ``(1,)``, ``orig_size`` and
-        ``size`` ``(2,)`` (height, width), and, unless annotated without segmentations, ``masks``
-        ``(n, height, width)`` bool.
+        ``(n,)`` in pixels, ``iscrowd`` ``(n,)`` zeros, ``image_id`` ``(1,)`` if it is no text, ``orig_size``
+        and ``size`` ``(2,)`` (height, width), and, unless annotated without segmentations, ``masks``
+        ``(n, height, width)`` bool. Where some objects have a segmentation and others not, the masks of the others
+        are empty, and ``has_mask`` ``(n,)`` bool tells them apart.
 
     Raises:
         ValueError: If a field is missing or malformed, or a box lies outside the image. The message
@@ -42,8 +43,8 @@ def labels_from_coco(target: Mapping[str, Any], size: tuple[int, int]) -> dict[s
             f"Each item of `annotations` must be a dict with the keys 'image_id' and 'annotations', got {got}."
         )
     image_id = target["image_id"]
-    if not isinstance(image_id, int | np.integer):
-        raise ValueError(f"`image_id` must be an integer, got {image_id!r}.")
+    if not isinstance(image_id, int | np.integer | str):
+        raise ValueError(f"`image_id` must be an integer or a text, got {image_id!r}.")
     objects = [item for item in target["annotations"] if not item.get("iscrowd", 0)]
     ids = [item.get("id", i) for i, item in enumerate(objects)]
     names = [f"Annotation {annotation_id} of image {image_id}" for annotation_id in ids]
@@ -58,13 +59,16 @@ def labels_from_coco(target: Mapping[str, Any], size: tuple[int, int]) -> dict[s
         "boxes": xyxy_to_cxcywh(boxes) / torch.tensor([width, height] * 2),
         "area": torch.tensor(areas, dtype=torch.float32),
         "iscrowd": torch.zeros(len(objects), dtype=torch.int64),
-        "image_id": torch.tensor([image_id], dtype=torch.int64),
         "orig_size": torch.tensor(size, dtype=torch.int64),
         "size": torch.tensor(size, dtype=torch.int64),
     }
-    masks = _masks(objects, size, names)
-    if masks is not None:
-        labels["masks"] = masks
+    if not isinstance(image_id, str):
+        labels["image_id"] = torch.tensor([image_id], dtype=torch.int64)
+    has_mask = torch.tensor([bool(item.get("segmentation")) for item in objects], dtype=torch.bool)
+    if has_mask.any() or not objects:
+        labels["masks"] = _masks(objects, size, names)
+    if has_mask.any() and not has_mask.all():
+        labels["has_mask"] = has_mask
     return labels
 
 
@@ -128,18 +132,12 @@ def _box_in_image(item: Mapping[str, Any], size: tuple[int, int], name: str) -> 
     return clipped
 
 
-def _masks(objects: list[Mapping[str, Any]], size: tuple[int, int], names: list[str]) -> Tensor | None:
-    """Draw all masks, or none when no object is segmented."""
-    segmented = [bool(item.get("segmentation")) for item in objects]
-    if objects and not any(segmented):
-        return None
-    if not all(segmented):
-        raise ValueError(
-            f"{names[segmented.index(False)]} has no `segmentation`, but others of the image "
-            "have one. Segment all objects of an image or none."
-        )
+def _masks(objects: list[Mapping[str, Any]], size: tuple[int, int], names: list[str]) -> Tensor:
+    """Draw all masks, empty ones where there is no segmentation."""
     masks = torch.zeros(len(objects), *size, dtype=torch.bool)
     for i, item in enumerate(objects):
+        if not item.get("segmentation"):
+            continue
         try:
             masks[i] = torch.from_numpy(decode_segmentation(item["segmentation"], size))
         except (ValueError, TypeError) as error:

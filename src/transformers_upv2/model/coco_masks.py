@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 MIN_POLYGON_NUMBERS = 6  # three points; pycocotools would read four numbers as a box
+MAX_SHIFT = 35  # eight characters hold any run length
 
 
 def decode_segmentation(segmentation: list[list[float]] | dict[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -53,6 +54,37 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}
 
 
+def run_lengths(counts: list[int] | str | bytes) -> list[int]:
+    """Return COCO's run lengths as numbers.
+
+    The compressed code has six bits a character: five of the number, and whether more follow; from the fourth number
+    on it holds differences to the last but one.
+
+    Args:
+        counts: Run lengths as they are, or the compressed code.
+
+    Raises:
+        ValueError: If it is not such a code.
+    """
+    if isinstance(counts, list):
+        return counts
+    code = counts if isinstance(counts, bytes) else counts.encode("ascii")
+    bits = np.frombuffer(code, dtype=np.uint8).astype(np.int64) - ord("0")
+    is_last = bits < 32  # of its number
+    if not len(bits) or bits.min() < 0 or bits.max() > 63 or not is_last[-1]:
+        raise ValueError(f"{counts!r} is no compressed run-length code")
+    ends = np.flatnonzero(is_last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    shifts = 5 * (np.arange(len(bits)) - np.repeat(starts, ends - starts + 1))
+    if shifts.max() > MAX_SHIFT:
+        raise ValueError(f"{counts!r} is no compressed run-length code")
+    numbers = np.add.reduceat((bits & 31) << shifts, starts)
+    numbers -= (bits[ends] >> 4 & 1) << (shifts[ends] + 5)  # the sign
+    for first in (1, 2):
+        numbers[first::2] = numbers[first::2].cumsum()
+    return numbers.tolist()
+
+
 def _check_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> None:
     """Refuse run lengths that do not fill exactly the image."""
     if not {"size", "counts"} <= segmentation.keys():
@@ -65,8 +97,8 @@ def _check_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> N
             f"Run lengths of size {list(segmentation['size'])} cannot belong to an image of "
             f"(height, width) {list(size)}. Annotate the image as it is stored upright."
         )
-    counts = segmentation["counts"]
-    if isinstance(counts, list) and sum(counts) != size[0] * size[1]:
+    counts = run_lengths(segmentation["counts"])
+    if sum(counts) != size[0] * size[1]:
         raise ValueError(f"Run lengths must add up to height x width = {size[0] * size[1]}, got {sum(counts)}.")
 
 

@@ -167,6 +167,8 @@ class ImageEncoder(nn.Module):
                 masks = label["masks"].to(size.device)
                 height, width = masks.shape[-2:]
                 target["masks"] = F.pad(masks, (0, canvas[1] - width, 0, canvas[0] - height))
+            if "has_mask" in label:
+                target["has_mask"] = label["has_mask"].to(size.device)
             targets.append(target)
         return targets
 

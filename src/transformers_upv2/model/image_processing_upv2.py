@@ -97,8 +97,8 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
         Args:
             images: One image or a list: PIL of any mode, arrays or tensors with values 0..255
                 (uint16: 0..65535), file paths or URLs.
-            annotations: For each image ``{"image_id": int, "annotations": [COCO annotation,
-                ...]}``, with ``category_id`` already a label and polygons or run lengths as
+            annotations: For each image ``{"image_id": int or str, "annotations": [COCO
+                annotation, ...]}``, with ``category_id`` already a label and polygons or run lengths as
                 ``segmentation``.
             **kwargs: Options for this call only.
 
@@ -106,8 +106,9 @@ class UniPerceiverV2ImageProcessor(TorchvisionBackend):
             ``pixel_values`` ``(batch, 3, H, W)``, ``pixel_mask`` ``(batch, H, W)`` with 1 = real
             pixel, and with annotations ``labels``, a list of dicts: ``class_labels``, ``boxes``
             cxcywh in [0, 1] of the real image, ``masks`` ``(n, H, W)`` on the padded tensor if
-            annotated, ``area``, ``iscrowd``, ``orig_size``, ``size`` of the real image in the
-            tensor, ``image_id``. Crowd annotations are left out.
+            annotated (with ``has_mask`` ``(n,)`` where some objects are not), ``area``, ``iscrowd``,
+            ``orig_size``, ``size`` of the real image in the tensor, ``image_id`` unless it is a
+            text. Crowd annotations are left out.
 
         Raises:
             ValueError: If there is no image, one cannot be decoded, is empty or holds integers

@@ -209,7 +209,8 @@ class UniPerceiverV2ForObjectDetection(UniPerceiverV2TaskModel):
         Args:
             pixel_values: ``(batch, 3, H, W)``.
             pixel_mask: 1 = real pixel, ``(batch, H, W)``.
-            labels: ``class_labels``, ``boxes`` and optionally ``masks`` of each image, to get a loss.
+            labels: ``class_labels``, ``boxes`` and optionally ``masks`` of each image, to get a loss; ``has_mask``
+                where only some objects have a mask.
             image_encoding: In place of ``pixel_values``.
 
         Returns:

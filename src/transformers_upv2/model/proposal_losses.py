@@ -78,7 +78,8 @@ def proposal_losses(
         training: All predictions of the query decoder.
         mask_features: ``(batch, D_p, H/4, W/4)``.
         targets: Per image ``"class_labels"`` ``(n,)``, ``"boxes"`` ``(n, 4)`` cxcywh in [0, 1] of
-            the canvas and ``"masks"`` ``(n, H, W)``; without masks there are no mask terms.
+            the canvas and ``"masks"`` ``(n, H, W)``; without masks there are no mask terms. ``"has_mask"`` ``(n,)``
+            leaves single targets out of them.
         settings: Weights (of the matching costs) and sampling.
         points: Sample points; drawn if None.
         generator: Where they are drawn from.
@@ -105,7 +106,7 @@ def proposal_losses(
         rows = _box_rows(pairs, joined)
         if joined.masks is not None:
             logits, labels = _sample_masks(pairs, joined, mask_features, settings, points, generator)
-            rows |= _mask_rows(logits, labels, pairs.is_matched)
+            rows |= _mask_rows(logits, labels, pairs.is_matched * joined.has_mask)
         sums = {name: _split_rows(values, training) for name, values in rows.items()}
         sums["loss_ce"] = _class_sums(training, joined, queries, settings)
         num_boxes = mean_over_ranks(torch.tensor(len(joined.labels), device=mask_features.device))
@@ -234,15 +235,15 @@ def _sample_masks(
     return sample_points(masks[:, None], chosen).view(labels.shape), labels
 
 
-def _mask_rows(logits: Tensor, labels: Tensor, is_matched: Tensor) -> dict[str, Tensor]:
-    """Sum the mask losses of each row, ``(rows,)`` each."""
+def _mask_rows(logits: Tensor, labels: Tensor, takes_part: Tensor) -> dict[str, Tensor]:
+    """Sum the mask losses of each row, ``(rows,)`` each, over the targets that take part, ``(rows, N)``."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
     probs = logits.sigmoid()
     overlap, total = 2 * (probs * labels).sum(-1), probs.sum(-1) + labels.sum(-1)
     dice = 1 - (overlap + 1) / (total + 1)
     return {
-        "loss_mask": (cross_entropy * is_matched).sum(-1),
-        "loss_dice": (dice * is_matched).sum(-1),
+        "loss_mask": (cross_entropy * takes_part).sum(-1),
+        "loss_dice": (dice * takes_part).sum(-1),
     }
 
 

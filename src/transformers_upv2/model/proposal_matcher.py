@@ -57,6 +57,8 @@ class ProposalTargets:
     """cxcywh in [0, 1] of the canvas, float32, ``(N, 4)``."""
     masks: Tensor | None
     """On the canvas, bool, ``(N, H, W)``; None if there are no masks in the batch."""
+    has_mask: Tensor
+    """Whether a target takes part in the mask costs and losses, bool, ``(N,)``."""
     counts: list[int]
     """Targets of each image."""
     images: Tensor
@@ -70,15 +72,16 @@ class ProposalTargets:
 
         Args:
             targets: Per image ``"class_labels"`` ``(n,)``, ``"boxes"`` ``(n, 4)`` cxcywh in [0, 1]
-                of the canvas, and ``"masks"`` ``(n, H, W)`` in all images with targets or in none.
+                of the canvas, and ``"masks"`` ``(n, H, W)`` unless no target of the image has one;
+                where only some have one, ``"has_mask"`` ``(n,)`` tells which.
             device: Where the targets shall live.
 
         Raises:
-            ValueError: If labels, boxes and masks differ in number, or only some images have masks.
+            ValueError: If labels, boxes and masks differ in number.
         """
         counts = [len(target["class_labels"]) for target in targets]
         for index, (target, count) in enumerate(zip(targets, counts)):
-            for name in ("boxes", "masks"):
+            for name in ("boxes", "masks", "has_mask"):
                 if name in target and len(target[name]) != count:
                     raise ValueError(
                         f"`targets[{index}]` must have one of `{name}` per class label, got "
@@ -87,19 +90,17 @@ class ProposalTargets:
         # a batch without any target keeps its (empty) masks, so that the mask terms stay
         with_targets = [target for target, count in zip(targets, counts) if count] or targets
         with_masks = [target["masks"] for target in with_targets if "masks" in target]
-        if with_masks and len(with_masks) < len(with_targets):
-            raise ValueError(
-                "`targets` must have masks for all images or for none, got masks for "
-                f"{len(with_masks)} of {len(with_targets)} images with targets. Put images with "
-                "and without masks into different batches."
-            )
+        canvas = with_masks[0].shape[1:] if with_masks else ()
+        masks = [t.get("masks", torch.zeros(len(t["boxes"]), *canvas, dtype=torch.bool)) for t in with_targets]
+        has_mask = [t.get("has_mask", torch.full((count,), "masks" in t)) for t, count in zip(targets, counts)]
         slots = [torch.arange(count, device=device) for count in counts]
         images = torch.arange(len(counts), device=device)
         counts_on_device = torch.tensor(counts, device=device)
         return cls(
             labels=torch.cat([target["class_labels"] for target in targets]).to(device),
             boxes=torch.cat([target["boxes"] for target in targets]).to(device, torch.float32),
-            masks=torch.cat(with_masks).to(device) if with_masks else None,
+            masks=torch.cat([mask.to(device) for mask in masks]) if with_masks else None,
+            has_mask=torch.cat([each.to(device) for each in has_mask]),
             counts=counts,
             images=images.repeat_interleave(counts_on_device, output_size=sum(counts)),
             slots=torch.cat(slots),
@@ -141,7 +142,7 @@ def match_queries(
         targets: What is in the images.
         mask_features: ``(batch, D_p, H/4, W/4)``, float32.
         points: Where masks are compared, (x, y) in [0, 1] of the canvas, ``(batch, S, 2)``; None
-            leaves the mask costs out, as do targets without masks.
+            leaves the mask costs out. A target without a mask has none.
         settings: Weights of the costs.
 
     Returns:
@@ -200,7 +201,8 @@ def matching_costs(
             _mask_costs(torch.einsum("pbqd,bds->pbqs", chunk.float(), features), target_labels, settings)
             for chunk in embeddings.split(chunk_size)
         ]
-        costs = costs + torch.cat(mask_costs)
+        has_mask = targets.pad(targets.has_mask)[None, :, None]  # (1, batch, 1, T)
+        costs = costs + torch.cat(mask_costs).where(has_mask, 0)
     return costs.nan_to_num(nan=WORST_COST, posinf=WORST_COST, neginf=WORST_COST)
 
 

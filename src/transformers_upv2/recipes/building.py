@@ -23,6 +23,7 @@ from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImagePro
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.model.presets import PRETRAINED_PARTS
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
+from transformers_upv2.recipes.data_checks import check_datasets
 from transformers_upv2.recipes.recipe import Recipe, Tree
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
@@ -155,13 +156,15 @@ def build_trainer(recipe: Recipe, root: Path, out: Path) -> UniPerceiverV2Traine
     """
     arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments)
     datasets = open_training_data(recipe, root)
+    evaluation, evaluators = open_evaluation_data(recipe, root), build_evaluators(recipe)
+    check_datasets(datasets, evaluation, evaluators)
     model, processor = build_model(recipe, datasets)
     return UniPerceiverV2Trainer(
         model=model,
         args=arguments,
         train_dataset=datasets,
-        eval_dataset=open_evaluation_data(recipe, root),
-        evaluators=build_evaluators(recipe),
+        eval_dataset=evaluation,
+        evaluators=evaluators,
         processing_class=processor,
         transforms=build_transforms(recipe),
     )

@@ -9,7 +9,14 @@ from transformers import AutoConfig
 
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
-from transformers_upv2.recipes.building import build_config, build_transforms, open_evaluation_data, open_training_data
+from transformers_upv2.recipes.building import (
+    build_config,
+    build_evaluators,
+    build_transforms,
+    open_evaluation_data,
+    open_training_data,
+)
+from transformers_upv2.recipes.data_checks import check_datasets, check_shards, describe_images
 from transformers_upv2.recipes.recipe import Recipe
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 
@@ -18,7 +25,7 @@ BYTES_PER_PARAMETER = 16
 
 
 def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> list[str]:
-    """Read an example of every data set and count what the run will do.
+    """Read an example of every data set, check what would stop the run later and count what it will do.
 
     Args:
         recipe: The recipe.
@@ -30,20 +37,25 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
         Lines for a person.
 
     Raises:
-        ValueError: If the recipe or its arguments are wrong.
-        DataError: If a data set is missing or malformed, or its first example is bad.
+        ValueError: If the recipe or its arguments are wrong, class names differ, or a stream has too few shards.
+        DataError: If a data set is missing or malformed, its first example is bad, or too many images are missing.
     """
     # whether this machine can do bfloat16 does not matter here
     arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments | {"bf16": False})
     datasets = open_training_data(recipe, root)
+    evaluation = open_evaluation_data(recipe, root)
     build_transforms(recipe)
+    check_datasets(datasets, evaluation, build_evaluators(recipe))
+    check_shards(datasets, arguments, world_size)
     lines = ["data:"]
     for task, members in datasets.items():
         for name, member in members.items():
             reader = member[0] if isinstance(member, tuple) else member
-            lines.append(f"  {task:20} {name:12} {_look_at(reader)}")
-    for name, reader in open_evaluation_data(recipe, root).items():
-        lines.append(f"  {name:20} {'evaluation':12} {_look_at(reader)}")
+            remarks = describe_images(f"{task} {name}", reader, arguments.max_bad_samples)
+            lines.append(f"  {task:20} {name:12} {', '.join([_look_at(reader), *remarks])}")
+    for name, reader in evaluation.items():
+        remarks = describe_images(f"evaluation {name}", reader, 0)
+        lines.append(f"  {name:20} {'evaluation':12} {', '.join([_look_at(reader), *remarks])}")
     lines += ["updates:", *_describe_tasks(arguments, datasets, world_size)]
     return [*lines, *_describe_memory(recipe)]
 

@@ -14,7 +14,7 @@ from transformers_upv2.training.seeding import seed_from
 Example = dict[str, Any]
 Batch = dict[str, Any]
 
-DETECTION_LABEL_KEYS = ("class_labels", "boxes", "masks")
+DETECTION_LABEL_KEYS = ("class_labels", "boxes", "masks", "has_mask")
 
 
 class UniPerceiverV2Collator:

@@ -1,0 +1,108 @@
+"""What can be known of a recipe's data before anything is spent: what would stop or spoil a run later on."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+from transformers_upv2.data.examples import DataError
+from transformers_upv2.evaluation.evaluator import Evaluator, match_class_names
+from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
+from transformers_upv2.training.loader import datasets_of_task
+from transformers_upv2.training.streams import Stream, own_share
+
+
+def check_datasets(
+    datasets: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any], evaluators: Mapping[str, Evaluator]
+) -> None:
+    """Check that all data of a task means the same classes, and that evaluation comes to an end.
+
+    A label is an index, so all training data must have the same names in the same order. Evaluation finds classes by
+    their names, so it may have some of them.
+
+    Args:
+        datasets: The training data of every task.
+        evaluation: The data to evaluate on, by ``task`` or ``task/name``.
+        evaluators: The evaluator of every task.
+
+    Raises:
+        ValueError: If it does not, or data to evaluate on is a stream; the message names the data sets.
+    """
+    names_of_task = {task: _shared_class_names(task, members) for task, members in datasets.items()}
+    for key, reader in evaluation.items():
+        if not hasattr(reader, "__len__"):
+            raise ValueError(
+                f"Data to evaluate on must not be a stream, got {type(reader).__name__} for {key!r}. "
+                "Use another reader."
+            )
+        task = key.split("/")[0]
+        known, names = names_of_task.get(task), _class_names(reader)
+        if known and names and not getattr(evaluators[task], "class_agnostic", False):
+            try:
+                match_class_names(names, known)
+            except ValueError as error:
+                raise ValueError(
+                    f"evaluation of {key!r} by a model of the training data's classes: {error}"
+                ) from error
+
+
+def check_shards(
+    datasets: Mapping[str, Mapping[str, Any]], arguments: UniPerceiverV2TrainingArguments, world_size: int
+) -> None:
+    """Check that every loader worker of every process gets a shard of every stream.
+
+    Raises:
+        ValueError: If one would get nothing.
+    """
+    for task, each in arguments.for_tasks(datasets).items():
+        for reader in datasets_of_task(datasets[task], task)[0]:
+            if isinstance(reader, Stream):
+                own_share(reader, task, (0, world_size), each.num_workers)
+
+
+def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
+    """Look for all image files and count masks.
+
+    Args:
+        name: Of the data set, for the message.
+        reader: The data set.
+        max_missing: How many files may be missing.
+
+    Yields:
+        Remarks for a person.
+
+    Raises:
+        DataError: If more files are missing.
+    """
+    if hasattr(reader, "image_files"):
+        missing = (file for file in reader.image_files() if not file.is_file())
+        found = list(islice(missing, max_missing + 1))
+        if len(found) > max_missing:
+            raise DataError(
+                f"{name}: of its {len(reader)} image files at most {max_missing} may be missing, but {found[0]} and "
+                f"{len(found) - 1 + sum(1 for _ in missing)} others are."
+            )
+        if found:
+            yield f"{len(found)} image files are missing, such as {found[0]}"
+    if hasattr(reader, "num_masks"):
+        yield f"{reader.num_masks} of {reader.num_objects} objects have masks"
+
+
+def _shared_class_names(task: str, members: Mapping[str, Any]) -> list[str]:
+    """Return the class names of a task's training data after making sure that they are the same in all of it."""
+    readers, _ = datasets_of_task(members, task)
+    names_of = dict(zip(members, map(_class_names, readers)))
+    first, *others = names_of
+    names = names_of[first]
+    if len(set(names)) < len(names):
+        raise ValueError(f"The class names of {task!r} in {first!r} must all be different, got {names}. Rename some.")
+    for other in others:
+        if names_of[other] != names:
+            raise ValueError(
+                f"All data of {task!r} must have the same class names in the same order, got {names} in {first!r} and "
+                f"{names_of[other]} in {other!r}. Rewrite one of the files."
+            )
+    return names
+
+
+def _class_names(reader: Any) -> list[str]:
+    return list(getattr(reader, "class_names", ()))

@@ -1,0 +1,158 @@
+"""What would stop or spoil a run later on is found before anything is spent, and what need not stop it does not."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from PIL import Image
+
+from source_files import ROOT
+from transformers_upv2.data.examples import DataError
+from transformers_upv2.recipes.building import build_trainer
+from transformers_upv2.recipes.dry_run import describe_run
+from transformers_upv2.recipes.recipe import read_recipe
+from transformers_upv2.recipes.run import main
+
+CHANGES = [
+    f"model.checkpoint={ROOT / 'model_cards' / 'uniperceiver-v2-tiny'}",
+    "processor={size: {longest_edge: 64}}",
+    "transforms.detection=[{name: large_scale_jitter, canvas_size: [64, 64]}]",
+    "arguments.max_steps=1",
+    "arguments.warmup_steps=0",
+    "arguments.batch_sizes={detection: 6}",
+    "arguments.use_cpu=true",
+    "arguments.report_to=[]",
+    "arguments.disable_tqdm=true",
+]
+CAT, DOG = {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}
+
+
+@pytest.fixture
+def content():
+    """Six images of one object each, half of them cats."""
+    square = [[10, 10, 30, 10, 30, 30, 10, 30]]
+    return {
+        "images": [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(6)],
+        "categories": [CAT, DOG],
+        "annotations": [
+            {"image_id": i, "category_id": 1 + i % 2, "bbox": [10, 10, 20, 20], "segmentation": square}
+            for i in range(6)
+        ],
+    }
+
+
+@pytest.fixture
+def write(tmp_path, content):
+    """Write train.json, val.json and the images; `**parts` replace those of val.json."""
+    (tmp_path / "images").mkdir()
+    for i in range(6):
+        Image.new("RGB", (64, 48), (40 * i, 0, 0)).save(tmp_path / "images" / f"{i}.png")
+
+    def write(**parts):
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        (tmp_path / "val.json").write_text(json.dumps({**content, **parts}))
+        return tmp_path
+
+    return write
+
+
+def dry_run(root, *changes, **options):
+    recipe = read_recipe("finetune_coco_json", [*CHANGES, *changes])
+    return "\n".join(describe_run(recipe, root, root / "out", **options))
+
+
+def test_dry_run_counts_masks(write, content):
+    boxes = [{k: v for k, v in each.items() if k != "segmentation"} for each in content["annotations"]]
+    shown = dry_run(write(annotations=[*content["annotations"][:2], *boxes[2:]]))
+    assert "6 of 6 objects have masks" in shown
+    assert "2 of 6 objects have masks" in shown
+
+
+@pytest.mark.parametrize("check", [dry_run, lambda root: main(run_command(root))], ids=["dry run", "run"])
+def test_unknown_classes_are_found_before_training(write, check):
+    root = write(categories=[CAT, {"id": 2, "name": "bird"}])
+    with pytest.raises(ValueError, match=r"evaluation of 'detection'.* unknown are \['bird'\]"):
+        check(root)
+    assert not (root / "out").exists()
+
+
+def run_command(root):
+    return ["--config", "finetune_coco_json", "--data", str(root), "--out", str(root / "out"), "--set", *CHANGES]
+
+
+def test_class_agnostic_evaluation_may_have_other_classes(write):
+    root = write(categories=[CAT, {"id": 2, "name": "bird"}])
+    assert "evaluation" in dry_run(root, "evaluators.detection={class_agnostic: true}")
+
+
+def test_training_data_of_one_task_must_mean_the_same_classes(write):
+    root = write(categories=[{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}])
+    other = "data.detection.other={reader: coco_detection, annotation_file: val.json, image_folder: images}"
+    with pytest.raises(ValueError, match=r"got \['cat', 'dog'\] in 'own' and \['dog', 'cat'\] in 'other'"):
+        dry_run(root, other, "evaluation={}")
+
+
+def test_class_names_must_be_different(write, content):
+    content["categories"] = [CAT, DOG | {"name": "cat"}]
+    with pytest.raises(ValueError, match=r"in 'own' must all be different, got \['cat', 'cat'\]"):
+        dry_run(write())
+
+
+def test_missing_images_are_found(write):
+    root = write()
+    (root / "images" / "4.png").unlink()
+    with pytest.raises(DataError, match=r"evaluation detection: of its 6 .* at most 0 .*4\.png and 0 others"):
+        dry_run(root)
+    assert "1 image files are missing, such as " in dry_run(root, "evaluation={}")
+    (root / "images" / "5.png").unlink()
+    with pytest.raises(DataError, match=r"detection own: of its 6 .* at most 1 .*4\.png and 1 others"):
+        dry_run(root, "evaluation={}", "arguments.max_bad_samples=1")
+
+
+def test_streams_must_have_a_shard_for_every_worker_and_are_not_evaluated_on(write):
+    root = write()
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "JPEG")
+    for shard in range(2):
+        with tarfile.open(root / f"{shard}.tar", "w") as tar:
+            for extension, part in (("jpg", picture.getvalue()), ("txt", b"a dog")):
+                entry = tarfile.TarInfo(f"{shard}.{extension}")
+                entry.size = len(part)
+                tar.addfile(entry, io.BytesIO(part))
+    reader = "{reader: image_text_shards, files: '*.tar'}"
+    changes = ["data.detection=null", "transforms={}", "evaluation={}", "arguments.image_options=null"]
+    changes += [f"data.captioning={{web: {reader}}}", "arguments.batch_sizes={captioning: 1}"]
+    assert "2 shards" in dry_run(root, *changes, world_size=2)
+    with pytest.raises(ValueError, match=r"4 in all, got 2"):
+        dry_run(root, *changes, "arguments.num_workers={captioning: 2}", world_size=2)
+    with pytest.raises(ValueError, match="must not be a stream, got ImageTextShards for 'captioning'"):
+        dry_run(root, *changes, f"evaluation={{captioning: {reader}}}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["one class", "other order", "boxes", "box outside", "text ids"])
+def test_evaluation_after_training_does_not_fail(write, content, case):
+    """Files that people have: few classes, boxes alone, a bad box, masks for some objects, texts for ids."""
+    del content["annotations"][0]["segmentation"]
+    annotations = [dict(each) for each in content["annotations"]]
+    images, categories = content["images"], content["categories"]
+    if case == "one class":
+        categories = [{"id": 7, "name": "dog"}]
+        annotations = [each | {"category_id": 7} for each in annotations[1::2]]
+    if case == "other order":
+        categories = [DOG | {"id": 1}, CAT | {"id": 2}]
+    if case == "boxes":
+        annotations = [{k: v for k, v in each.items() if k != "segmentation"} for each in annotations]
+    if case == "box outside":
+        annotations[3]["bbox"] = [200, 200, 10, 10]
+    if case == "text ids":
+        images = [each | {"id": f"photo {each['id']}"} for each in images]
+        annotations = [each | {"image_id": f"photo {each['image_id']}"} for each in annotations]
+        content |= {"images": images, "annotations": annotations}
+    root = write(images=images, categories=categories, annotations=annotations)
+    trainer = build_trainer(read_recipe("finetune_coco_json", CHANGES), root, root / "out")
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_detection/box_ap"] >= 0
+    assert ("eval_detection/mask_ap" in metrics) == (case != "boxes")
