@@ -116,6 +116,21 @@ def test_dry_run_finds_missing_data(data, tmp_path):
         main(["--config", "base", "--data", str(tmp_path), "--out", str(tmp_path), "--dry-run"])
 
 
+def test_dry_run_finds_different_classes_of_one_task(data, tmp_path):
+    annotations = data / "coco" / "annotations" / "instances_val2017.json"
+    content = json.loads(annotations.read_text())
+    content["categories"][0]["name"] = "bus"
+    (tmp_path / "second.json").write_text(json.dumps(content))
+    second = {
+        "reader": "coco_detection",
+        "annotation_file": str(tmp_path / "second.json"),
+        "image_folder": "coco/val2017",
+    }
+    change = f"data.detection.second={yaml.safe_dump(second, default_flow_style=True, width=1000).strip()}"
+    with pytest.raises(DataError, match=r"only in 'coco': \[.*\], only in 'second': \['bus'\]"):
+        main(["--config", "base", "--data", str(data), "--out", "out", "--dry-run", "--set", change])
+
+
 def test_held_out_caption_images_are_not_trained_on(data):
     recipe = read_recipe("base", [f"model.tokenizer={data / 'tokenizer'}"])
     opened = open_training_data(recipe, data)

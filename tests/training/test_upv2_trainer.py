@@ -170,6 +170,15 @@ def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):
         trainer.evaluate({"retrieval/flickr30k": Images(range(3))})
 
 
+def test_data_sets_of_a_task_must_have_equal_classes(tmp_path, processor):
+    first = broken_coco(tmp_path)
+    (tmp_path / "instances.json").write_text((tmp_path / "instances.json").read_text().replace("thing", "bus"))
+    second = CocoDetection(tmp_path / "instances.json", tmp_path)
+    with pytest.raises(DataError, match=r"only in 'x': \['thing'\], only in 'y': \['bus'\]"):
+        make_trainer(tmp_path, processor, {"detection": {"x": (first, 1.0), "y": (second, 1.0)}})
+    make_trainer(tmp_path, processor, {"detection": {"x": first, "y": first}})
+
+
 def test_unknown_tasks_are_named(tmp_path, processor):
     with pytest.raises(ValueError, match="got 'detect'"):
         make_trainer(tmp_path, processor, {"detect": Texts()})
