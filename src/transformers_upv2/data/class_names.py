@@ -6,8 +6,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from transformers_upv2.data.examples import DataError
-
-NUM_SHOWN = 5
+from transformers_upv2.model.candidates import shorten
 
 
 class ReorderedClasses(Dataset[dict[str, Any]]):
@@ -108,14 +107,10 @@ def _describe(task: str, first: str, wanted: list[str], member: str, names: list
     """Say in short how two lists of classes differ."""
     missing, added = ([n for n in one if n not in other] for one, other in ((wanted, names), (names, wanted)))
     if missing or added:
-        how = f"only in {first!r}: {_shorten(missing)}, only in {member!r}: {_shorten(added)}"
+        how = f"only in {first!r}: {shorten(missing)}, only in {member!r}: {shorten(added)}"
     else:
-        how = f"{first!r} has them as {_shorten(wanted)}, {member!r} as {_shorten(names)}"
+        how = f"{first!r} has them as {shorten(wanted)}, {member!r} as {shorten(names)}"
     return (
         f"All data sets of task {task!r} must have the same classes in the same order, but {how}. Rename the classes, "
         "or bring them into one order with `align_classes`, which needs every name once."
     )
-
-
-def _shorten(names: list[str]) -> str:
-    return f"{names[:NUM_SHOWN]}" + (f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else "")
