@@ -111,7 +111,7 @@ def test_streamed_and_map_style_data_sets_are_mixed_and_transformed(tmp_path, pr
     assert set(labels.tolist()) == {100 + level for level in [*range(9), *range(20, 30)] if level != 4}
     share = (labels < 110).float().mean().item()
     assert abs(share - 2 / 3) < 3 * (2 / 9 / len(labels)) ** 0.5
-    assert {reason for _, reason, _ in trainer.task_log.replaced.values()} == {"image 4: broken"}
+    assert {reason for _, reason, _ in trainer.task_log.replaced.values()} == {"sample 4: image 4: broken"}
 
 
 def broken_coco(folder):

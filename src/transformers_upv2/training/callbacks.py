@@ -27,13 +27,13 @@ class TaskLogCallback(TrainerCallback, ExportableState):
     """Collects the losses and the replaced samples of every task, over all ranks.
 
     Attributes:
-        replaced: Every bad sample so far, as ``"task/index": [task, reason, times replaced]``; saved
-            in checkpoints.
+        replaced: Every bad sample so far, as ``"task/index": [task, reason, times replaced]``, with a name in place
+            of the index where it comes from a stream; saved in checkpoints.
     """
 
     def __init__(self) -> None:
         self.replaced: dict[str, list[Any]] = {}
-        self._new_replaced: list[tuple[str, int, str]] = []
+        self._new_replaced: list[tuple[str, int | str, str]] = []
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._statistics: dict[str, dict[str, float]] = {}
@@ -50,7 +50,7 @@ class TaskLogCallback(TrainerCallback, ExportableState):
             self._sums[name] = value.detach() + self._sums.get(name, 0)
             self._counts[name] += 1
 
-    def add_replaced(self, task: str, replaced: Iterable[tuple[int, str]]) -> None:
+    def add_replaced(self, task: str, replaced: Iterable[tuple[int | str, str]]) -> None:
         """Note samples that were replaced in a batch of this rank."""
         self._new_replaced += [(task, index, reason) for index, reason in replaced]
 

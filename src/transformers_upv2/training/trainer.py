@@ -149,7 +149,7 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
 
     def drawn_dataset(self, task: str, dataset: Dataset) -> Dataset:
         """Return a map-style data set as one that is read by ``(index, draw)``."""
-        return SeededDataset(dataset, self.data_seed, task)
+        return SeededDataset(dataset, self.data_seed, task, self.args.max_bad_samples)
 
     def example_preparation(self, task: str) -> PrepareExample | None:  # noqa: ARG002  # for those that override
         """Return what is done with every example of a stream, as a function of it and its draw."""
