@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import (
     ProgressCallback,
     TrainerCallback,
@@ -80,6 +81,18 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         seconds, self._seconds = self._seconds, defaultdict(float)
         shares = {f"time_share/{task}": value / sum(seconds.values()) for task, value in seconds.items()}
         return {name: value / number for name, (value, number) in sorted(totals.items())} | counts | shares
+
+    def require_few_replaced(self, limit: int) -> None:
+        """Stop a run with too many bad samples.
+
+        Raises:
+            RuntimeError: If more than ``limit`` samples had to be replaced.
+        """
+        if len(self.replaced) > limit:
+            raise RuntimeError(
+                f"At most `max_bad_samples` = {limit} samples may be bad. Repair or remove them, or raise the limit. "
+                f"{describe_replaced(self.replaced)}"
+            )
 
     def collect_steps(
         self, statistics: Mapping[str, Mapping[str, float]], with_norms: bool = True
@@ -174,6 +187,17 @@ class TaskProgressCallback(ProgressCallback):
             self.training_bar.set_postfix(self.losses, refresh=False)
         else:
             super().on_log(args, state, control, logs=logs, **kwargs)
+
+
+def base_learning_rate(optimizer: Optimizer, base: float) -> float:
+    """Return what a schedule has made of a learning rate, whatever multipliers its groups have.
+
+    Args:
+        optimizer: With groups from `parameter_groups`, whose rates one schedule moves.
+        base: The learning rate that was asked for.
+    """
+    group = max(optimizer.param_groups, key=lambda group: group["initial_lr"])
+    return base * (group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0)
 
 
 def describe_replaced(replaced: Mapping[str, list[Any]]) -> str:
