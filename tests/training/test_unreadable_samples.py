@@ -9,11 +9,13 @@ from PIL import Image, UnidentifiedImageError
 from transformers_upv2.data.examples import DataError, load_image, reason_of
 from transformers_upv2.training.streams import ShuffledStream
 
+UNREADABLE = OSError("cannot read image")
+
 
 class UnreadableDataset(ToyDataset):
     """Some samples raise an error."""
 
-    def __init__(self, task, bad, error=OSError("cannot read image")):
+    def __init__(self, task, bad, error=UNREADABLE):
         super().__init__(task, size=20)
         self.bad, self.error = bad, error
 

@@ -23,7 +23,7 @@ class DataError(ValueError):
 
 
 BAD_SAMPLE_ERRORS = (DataError, OSError)
-"""What a data set raises for a sample that cannot be read; PIL's errors are OSErrors. Others are faults of a program."""
+"""What a data set raises for a sample that cannot be read; PIL's are OSErrors. Others are faults of a program."""
 
 
 def reason_of(error: Exception) -> str:

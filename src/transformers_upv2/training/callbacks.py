@@ -150,7 +150,8 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         for task, numbers in self._statistics.items():
             if numbers["skipped_steps"]:
                 logger.warning(
-                    f"{task}: {numbers['skipped_steps']} steps were skipped, since their gradient was not finite or vanished."
+                    f"{task}: {numbers['skipped_steps']} steps were skipped, since their gradient vanished or was not "
+                    "finite."
                 )
         if self.replaced:
             logger.warning(describe_replaced(self.replaced))
