@@ -71,16 +71,23 @@ def open_reader(options: Tree, root: Path) -> Any:
 
     Args:
         options: ``reader`` and its arguments.
-        root: Where relative paths start.
+        root: Where relative paths start; addresses such as ``https://...`` stay as they are.
 
     Raises:
         ValueError: If there is no such reader.
         DataError: If the data is missing or malformed.
     """
     arguments = {
-        key: str(root / value) if key in PATHS else value for key, value in options.items() if key != "weight"
+        key: _below(root, value) if key in PATHS else value for key, value in options.items() if key != "weight"
     }
     return _lookup(READERS, arguments.pop("reader", None), "reader")(**arguments)
+
+
+def _below(root: Path, value: Any) -> Any:
+    """Put one path or several below a folder."""
+    if isinstance(value, list):
+        return [_below(root, each) for each in value]
+    return value if "://" in value else str(root / value)
 
 
 def open_training_data(recipe: Recipe, root: Path) -> Datasets:
