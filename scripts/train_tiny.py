@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import RobertaTokenizer
-from transformers.trainer_utils import get_last_checkpoint
 
 from tiny_recipe import JOINT, LOCKED, RUNS, SHORT, from_encoders_of
 from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processor, UniPerceiverV2Trainer
@@ -32,6 +31,7 @@ from transformers_upv2.studies.world_model import (
     prepare_world,
     training_arguments,
 )
+from transformers_upv2.training.checkpoints import newest_checkpoint
 
 STAGES = {
     "text": {
@@ -58,7 +58,7 @@ def run_stage(trainer: UniPerceiverV2Trainer, folder: Path) -> None:
     begun = folder / "begun"
     if not begun.exists():
         begun.touch()  # its time survives an interruption
-    checkpoint = get_last_checkpoint(str(folder))
+    checkpoint = newest_checkpoint(folder)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder / "final"))
     if trainer.is_world_process_zero():

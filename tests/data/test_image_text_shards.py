@@ -21,8 +21,8 @@ def png(level):
     return buffer.getvalue()
 
 
-def write_tar(path, rows):
-    with tarfile.open(path, "w") as archive:
+def write_tar(path, rows, mode="w"):
+    with tarfile.open(path, mode) as archive:
         for key, fields in rows.items():
             for extension, content in fields.items():
                 member = tarfile.TarInfo(f"{key}.{extension}")
@@ -121,6 +121,56 @@ def test_bad_examples_and_broken_shards_are_yielded_not_raised(tmp_path):
         "2.parquet: the shard must be readable to its end",
     ):
         assert part in messages
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": png(1), "caption": None}, "row 0: there must be a text in one of"),
+        ({"image": png(1), "caption": float("nan")}, "row 0: a caption must be a text, got nan"),
+        ({"image": png(1), "caption": {"en": "x"}}, "row 0: a caption must be a text, got {'en': 'x'}"),
+        ({"image": png(1), "caption": ["x", None]}, "row 0: a caption must be a text, got None"),
+        ({"image": {"path": "a.png"}, "caption": "x"}, "row 0: there must be an image in one of"),
+    ],
+)
+def test_a_row_of_parquet_without_image_or_text_is_a_bad_example(tmp_path, row, message):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "0.parquet")
+    (error,) = ImageTextShards(str(tmp_path / "0.parquet"))
+    assert isinstance(error, DataError)
+    assert message in str(error)
+
+
+def test_a_text_of_parquet_that_is_not_utf8_is_a_bad_example(tmp_path):
+    texts = pyarrow.StringArray.from_buffers(1, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe"))
+    table = pyarrow.table({"image": pyarrow.array([png(1)]), "caption": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
+    (error,) = ImageTextShards(str(tmp_path / "0.parquet"))
+    assert "the shard must be readable to its end, but got: 'utf-8' codec can't decode" in str(error)
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7, 0.9])
+def test_no_example_of_a_broken_archive_is_lost_in_silence(tmp_path, mode, share):
+    rows = {f"{n:03}": {"png": png(n), "txt": f"picture {n}".encode()} for n in range(60)}
+    write_tar(tmp_path / "0.tar", rows, mode)
+    assert levels(ImageTextShards(str(tmp_path / "0.tar"))) == list(range(60))
+    content = (tmp_path / "0.tar").read_bytes()
+    length = int(len(content.rstrip(b"\0")) * share)
+    for size in (length, length // 512 * 512):  # between two files as well
+        (tmp_path / "0.tar").write_bytes(content[:size])
+        *good, error = ImageTextShards(str(tmp_path / "0.tar"))
+        assert levels(good) == list(range(len(good)))
+        assert "0.tar: the shard must be readable to its end" in str(error)
+
+
+def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
+    write_tar(tmp_path / "0.tar", {f"{n:03}": {"png": png(n), "txt": b"text"} for n in range(4)})
+    content = bytearray((tmp_path / "0.tar").read_bytes())
+    content[content.index(b"002.png")] = 255
+    (tmp_path / "0.tar").write_bytes(content)
+    *good, error = ImageTextShards(str(tmp_path / "0.tar"))
+    assert levels(good) == [0]  # the second one may have had more files
+    assert "must be readable to its end, but got: bad checksum at byte" in str(error)
 
 
 def test_what_is_no_shard_is_an_error(tmp_path):

@@ -63,6 +63,17 @@ def test_flickr_has_neither_folders_nor_ids_of_coco(tmp_path):
     assert (example["image_id"], example["captions"]) == (4, ["a dog"])
 
 
+@pytest.mark.parametrize("raw", [None, " ", ""])
+def test_an_image_with_a_caption_without_words_is_a_bad_example(split_file, raw):
+    content = json.loads(split_file.read_text())
+    content["images"][0]["sentences"][3]["raw"] = raw
+    split_file.write_text(json.dumps(content))
+    dataset = KarpathyCaptions(split_file, split_file.parent)
+    with pytest.raises(DataError, match=rf"dataset_coco.json: image 9: `raw` must be a text with words, got {raw!r}"):
+        dataset[0]
+    assert dataset[1]["image_id"] == 25
+
+
 def test_test_images_are_kept_out_of_detection(tmp_path, split_file):
     images = [{"id": i, "width": 8, "height": 8, "file_name": f"{i}.jpg"} for i in (9, 30, 42, 77)]
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "dog"}]}

@@ -294,6 +294,7 @@ def test_folders_are_classes(class_folders):
     [
         ("c.txt", "n02 tench, Tinca tinca\nn01\tgoldfish\n", ["tench, Tinca tinca", "goldfish"]),
         ("c.txt", "n02\nn01\n", ["n02", "n01"]),
+        ("c.txt", "\nn02 tench\n \n\nn01 goldfish\n\n", ["tench", "goldfish"]),
         ("c.json", '{"n02": "tench", "n01": "goldfish"}', ["tench", "goldfish"]),
     ],
 )

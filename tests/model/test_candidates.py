@@ -180,10 +180,23 @@ def test_label_set_of_synonyms_and_templates(roberta_tokenizer):
     assert labels["token_ids"] == [[roberta_tokenizer(text)["input_ids"] for text in row] for row in texts]
 
 
-@pytest.mark.parametrize("labels", [[], ["a", "a"], ["a", " "]])
+@pytest.mark.parametrize("labels", [[], ["a", " "], ["a"] * 1000 + [""]])
 def test_unusable_labels_are_an_error(roberta_tokenizer, labels):
-    with pytest.raises(ValueError, match="`labels` must be different non-empty names, got "):
+    with pytest.raises(ValueError, match="`labels` must hold at least one label and no empty one, got ") as caught:
         build_label_set(labels, roberta_tokenizer)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_name_may_stand_for_several_classes(roberta_tokenizer, caplog):
+    """As "crane" does in lists of ImageNet's classes."""
+    names = [f"class {n % 700}" for n in range(1000)]
+    labels = build_label_set(names, roberta_tokenizer)
+    assert labels["names"] == names
+    assert len(labels["token_ids"]) == 1000
+    assert labels["token_ids"][0] == labels["token_ids"][700] != labels["token_ids"][1]
+    assert "Some names in `labels` stand for several classes: ['class 0', 'class 1'" in caplog.text
+    assert "'class 4'] and 295 more" in caplog.text
+    assert len(caplog.text) < 600
 
 
 def test_template_without_a_place_for_the_name_is_an_error(roberta_tokenizer):

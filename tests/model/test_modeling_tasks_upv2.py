@@ -1,6 +1,7 @@
 """The task classes: views of one model, one weights file, each with its own labels."""
 
 import hashlib
+import math
 
 import pytest
 import torch
@@ -136,6 +137,19 @@ def test_labels_set_through_a_view_serve_all_views(model, roberta_tokenizer, tmp
     loaded = UniPerceiverV2ForInstanceSegmentation.from_pretrained(tmp_path)
     assert loaded.config.id2label == {0: "hat", 1: "star"}
     assert model.model.config.label_sets["classification"]["names"] == CLASS_NAMES
+
+
+def test_classes_of_one_name_are_scored_alike_and_stay_two(model, roberta_tokenizer, tmp_path):
+    classifier = UniPerceiverV2ForImageClassification.from_model(model)
+    classifier.set_labels(["crane", "hat", "crane"], roberta_tokenizer)
+    classifier.save_pretrained(tmp_path)
+    loaded = UniPerceiverV2ForImageClassification.from_pretrained(tmp_path).eval()
+    assert loaded.config.id2label == {0: "crane", 1: "hat", 2: "crane"}
+    with torch.no_grad():
+        output = loaded(random_images(2), labels=torch.tensor([0, 2]))
+    assert torch.equal(output.logits[:, 0], output.logits[:, 2])
+    assert not torch.equal(output.logits[:, 0], output.logits[:, 1])
+    assert output.loss > math.log(2)
 
 
 def test_a_class_without_labels_needs_the_name_of_the_set(model, roberta_tokenizer):

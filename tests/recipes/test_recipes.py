@@ -13,7 +13,7 @@ from source_files import PACKAGE, ROOT
 from transformers_upv2.data.demo_world import WorldSizes
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.recipes import FOLDER, NAMES
-from transformers_upv2.recipes.building import open_training_data
+from transformers_upv2.recipes.building import open_reader, open_training_data
 from transformers_upv2.recipes.recipe import apply_change, read_recipe
 from transformers_upv2.recipes.run import main
 
@@ -116,6 +116,21 @@ def test_dry_run_finds_missing_data(data, tmp_path):
         main(["--config", "base", "--data", str(tmp_path), "--out", str(tmp_path), "--dry-run"])
 
 
+def test_dry_run_finds_different_classes_of_one_task(data, tmp_path):
+    annotations = data / "coco" / "annotations" / "instances_val2017.json"
+    content = json.loads(annotations.read_text())
+    content["categories"][0]["name"] = "bus"
+    (tmp_path / "second.json").write_text(json.dumps(content))
+    second = {
+        "reader": "coco_detection",
+        "annotation_file": str(tmp_path / "second.json"),
+        "image_folder": "coco/val2017",
+    }
+    change = f"data.detection.second={yaml.safe_dump(second, default_flow_style=True, width=1000).strip()}"
+    with pytest.raises(DataError, match=r"only in 'coco': \[.*\], only in 'second': \['bus'\]"):
+        main(["--config", "base", "--data", str(data), "--out", "out", "--dry-run", "--set", change])
+
+
 def test_held_out_caption_images_are_not_trained_on(data):
     recipe = read_recipe("base", [f"model.tokenizer={data / 'tokenizer'}"])
     opened = open_training_data(recipe, data)
@@ -154,6 +169,20 @@ def test_a_recipe_for_some_of_its_tasks():
     assert recipe.arguments["lr_multipliers"] == read_recipe("base").arguments["lr_multipliers"]
     with pytest.raises(ValueError, match=r"among those of the recipe, .* got \['captions'\]"):
         read_recipe("base").restrict(["captions"])
+
+
+def test_files_are_one_pattern_or_a_list_of_paths_and_addresses(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    corpus = open_reader({"reader": "text_corpus", "files": ["a.txt", str(tmp_path / "b.txt")], "weight": 2}, tmp_path)
+    assert [corpus[i]["text"] for i in range(2)] == ["a", "b"]
+    address = "https://example.org/shards/0.tar"
+    for files, expected in (
+        (address, [address]),
+        ([address, "1.tar"], [address, str(tmp_path / "1.tar")]),
+        ("1.tar", [str(tmp_path / "1.tar")]),
+    ):
+        assert open_reader({"reader": "image_text_shards", "files": files}, tmp_path).files == expected
 
 
 def test_unknown_readers_and_transforms_are_named(data):

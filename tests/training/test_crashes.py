@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from transformers_upv2.training.checkpoints import newest_checkpoint
+
 
 class FillDisk(TrainerCallback):
     """From some update on, no file may be longer than so many bytes."""
@@ -40,6 +42,34 @@ def test_a_full_disk_stops_the_run_with_what_to_do(tmp_path, limit):
     whole = make_trainer(tmp_path / "whole", save_strategy="no")
     whole.train()
     assert same_weights(load_file(tmp_path / "checkpoint-12" / "model.safetensors"), whole.model.state_dict())
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.pt", "file_sizes.json", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, file, caplog):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    newest = tmp_path / "checkpoint-12" / file
+    if file == "optimizer.pt":
+        newest.write_bytes(newest.read_bytes()[:-1])
+    else:
+        newest.unlink()
+    if file == "file_sizes.json":  # as older runs have written them
+        assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
+        return
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-8")
+    assert f"checkpoint-12 is passed over, since these of its files are missing or cut off: ['{file}']" in caplog.text
+    resumed = make_trainer(tmp_path)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.model.calls == trainer.model.calls[16:]
+    assert same_weights(resumed.model.state_dict(), trainer.model.state_dict())
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path):
+    assert newest_checkpoint(tmp_path / "none") is None
+    make_trainer(tmp_path, save_steps=12).train()
+    (tmp_path / "checkpoint-12" / "scheduler.pt").unlink()
+    with pytest.raises(ValueError, match=r"must be whole, got 1 that lack files. Remove them to begin anew"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
 class DeadlyDataset(ToyDataset):

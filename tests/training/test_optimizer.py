@@ -202,6 +202,21 @@ def test_state_survives_a_safe_load():
     assert all(torch.equal(p, t) for p, t in zip(params, twins, strict=True))
 
 
+def test_a_task_that_a_loaded_state_does_not_know_begins_at_zero():
+    params = make_params()
+    old = TaskBalancedAdamW(params, sampling_probabilities={"a": 0.5, "b": 0.5})
+    new = TaskBalancedAdamW(params, sampling_probabilities=PROBABILITIES)
+    for step, (optimizer, task) in enumerate([(old, "a"), (old, "b"), (new, "c")]):
+        if optimizer is new:
+            new.load_state_dict(old.state_dict())
+        set_gradients(params, step, task)
+        optimizer.begin_step(task)
+        optimizer.step()
+    statistics = new.param_groups[0]["task_statistics"]
+    assert {task: each["steps"] for task, each in statistics.items()} == {"a": 1, "b": 1, "c": 1}
+    assert statistics["c"]["norm_sum"] == statistics["c"]["last_norm"] > 0
+
+
 def test_it_keeps_two_moments_and_nothing_else():
     params = make_params()
     optimizer = TaskBalancedAdamW(params, sampling_probabilities=PROBABILITIES)

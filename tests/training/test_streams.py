@@ -13,7 +13,14 @@ from torch.utils.data import IterableDataset
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.training.loader import StreamedTaskBatches, datasets_of_task
 from transformers_upv2.training.sampler import DrawSampler
-from transformers_upv2.training.streams import EndlessStream, ShuffledStream, Stream, StreamedBatches, own_share
+from transformers_upv2.training.streams import (
+    EndlessStream,
+    ShuffledStream,
+    Stream,
+    StreamedBatches,
+    name_of_bad,
+    own_share,
+)
 
 NUM_READ = Counter()
 
@@ -162,10 +169,10 @@ def test_bad_examples_are_replaced_by_the_next_and_listed():
     drawn = [yielded[n] for n in range(6)]
     assert all(len(batch["numbers"]) == 3 for batch in drawn)
     reasons = {reason for batch in drawn for _, reason in batch.get("replaced", ())}
-    assert reasons == {f"example {n} is broken" for n in (3, 10, 17)}
+    assert reasons == {f"sample {n}: example {n} is broken" for n in (3, 10, 17)}
     raised = make_batches([make_stream(1, 20)], prepare=partial(refuse, good={0, 1, 2, 5, 6}))
     assert raised[0] == {"numbers": [0, 1, 2]}
-    bad = [(3, "no 3"), (3, "no 4"), *[(5, f"no {n}") for n in range(7, 20)]]
+    bad = [(name_of_bad(reason), reason) for reason in (f"no {n}" for n in (3, 4, *range(7, 20)))]
     assert raised[1] == {"numbers": [5, 6, 0], "replaced": bad}
     hopeless = make_batches(prepare=partial(refuse, good={1}), max_bad_samples=10)
     with pytest.raises(DataError, match=r"`max_bad_samples` = 10 bad examples in a row.*last one was: no 12"):

@@ -206,6 +206,19 @@ def test_task_and_group_settings_reach_the_optimizer(tmp_path):
     assert all(rates[id(p)] == 1e-2 for p in trainer.model.heads.parameters())
 
 
+@pytest.mark.parametrize("multipliers", [{"trunk": 0.1, "heads.a": 3.0}, {"trunk": 0.0, "heads": 0.5}])
+def test_the_base_rate_and_that_of_every_multiplier_are_logged(tmp_path, multipliers):
+    options = {"max_steps": 6, "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "linear"}
+    trainer = make_trainer(tmp_path, lr_multipliers=multipliers, **options)
+    trainer.train()
+    rows = [row for row in trainer.state.log_history if "learning_rate" in row]
+    for step, row in enumerate(rows):
+        rates = {name: row[name] for name in row if name.startswith("learning_rate")}
+        expected = {"learning_rate": 1.0} | {f"learning_rate/{prefix}": by for prefix, by in multipliers.items()}
+        assert rates == pytest.approx({name: 1e-2 * by * (1 - step / 6) for name, by in expected.items()})
+    assert len(rows) == 6
+
+
 class PoisonedModel(ToyModel):
     def forward(self, task, x, y, index, step_seed):
         outputs = super().forward(task, x, y, index, step_seed)

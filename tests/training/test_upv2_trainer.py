@@ -111,7 +111,7 @@ def test_streamed_and_map_style_data_sets_are_mixed_and_transformed(tmp_path, pr
     assert set(labels.tolist()) == {100 + level for level in [*range(9), *range(20, 30)] if level != 4}
     share = (labels < 110).float().mean().item()
     assert abs(share - 2 / 3) < 3 * (2 / 9 / len(labels)) ** 0.5
-    assert {reason for _, reason, _ in trainer.task_log.replaced.values()} == {"image 4: broken"}
+    assert {reason for _, reason, _ in trainer.task_log.replaced.values()} == {"sample 4: image 4: broken"}
 
 
 def broken_coco(folder):
@@ -168,6 +168,15 @@ def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):
     assert metrics == {"test_classification/new/top1": 0.1, "epoch": 1.0}
     with pytest.raises(ValueError, match=r"none for 'retrieval', only for \['classification'\]"):
         trainer.evaluate({"retrieval/flickr30k": Images(range(3))})
+
+
+def test_data_sets_of_a_task_must_have_equal_classes(tmp_path, processor):
+    first = broken_coco(tmp_path)
+    (tmp_path / "instances.json").write_text((tmp_path / "instances.json").read_text().replace("thing", "bus"))
+    second = CocoDetection(tmp_path / "instances.json", tmp_path)
+    with pytest.raises(DataError, match=r"only in 'x': \['thing'\], only in 'y': \['bus'\]"):
+        make_trainer(tmp_path, processor, {"detection": {"x": (first, 1.0), "y": (second, 1.0)}})
+    make_trainer(tmp_path, processor, {"detection": {"x": first, "y": first}})
 
 
 def test_unknown_tasks_are_named(tmp_path, processor):

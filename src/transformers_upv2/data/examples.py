@@ -5,6 +5,7 @@ example; which kind a training task takes is stated in ``transformers_upv2.model
 """
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,6 +20,15 @@ Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
 
 class DataError(ValueError):
     """Bad data: an unreadable file or a malformed annotation. Its message names file and field."""
+
+
+BAD_SAMPLE_ERRORS = (DataError, OSError)
+"""What a data set raises for a sample that cannot be read; PIL's are OSErrors. Others are faults of a program."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return the message of an error, the same whenever a sample fails: without the addresses of objects."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(error))
 
 
 class ClassificationExample(TypedDict):
@@ -90,7 +100,7 @@ def load_image(
     except FileNotFoundError as error:
         raise DataError(f"{path}: the image file must exist, but there is none.") from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: the image file must be readable, but got: {error}.") from error
+        raise DataError(f"{path}: the image file must be readable, but got: {reason_of(error)}.") from error
     if annotated_size is not None and tuple(annotated_size) != image.size:
         raise DataError(
             f"{path}: `width` and `height` of the annotation file must be the image's, {image.size}"

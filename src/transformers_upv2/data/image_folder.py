@@ -6,6 +6,7 @@ from torch.utils.data import Dataset
 
 from transformers_upv2.data.examples import ClassificationExample, DataError, load_image
 from transformers_upv2.data.json_files import read_json
+from transformers_upv2.model.candidates import shorten
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 
@@ -42,9 +43,9 @@ class ImageFolder(Dataset[ClassificationExample]):
             names = read_class_names(Path(classes_file), found)
             if set(names) != set(found):
                 raise DataError(
-                    f"{classes_file}: the classes must be the sub-folders of {folder}; only in the "
-                    f"file: {sorted(set(names) - set(found))}, only in the folder: "
-                    f"{sorted(set(found) - set(names))}."
+                    f"{classes_file}: the classes must be the sub-folders of {folder}; only in the file: "
+                    f"{shorten(sorted(set(names) - set(found)))}, only in the folder: "
+                    f"{shorten(sorted(set(found) - set(names)))}."
                 )
         self.class_names = list(names.values())
         self._samples = [(path, label) for label, name in enumerate(names) for path in self._list_images(name)]
@@ -78,8 +79,7 @@ def read_class_names(path: Path, folders: list[str]) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: the classes file must exist, but there is none.")
     names: dict[str, str] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        line = line.strip()
+    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
         folder, *name = [line] if line in folders else line.split(maxsplit=1)
         names[folder] = name[0] if name else folder
     return names

@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Self
 
 import datasets
 import fsspec
@@ -92,14 +92,32 @@ def read_shards(files: Sequence[str]) -> Iterator[Row]:
     for file in files:
         try:
             yield from READERS[PurePath(file).suffix](file)
-        except (OSError, tarfile.TarError, pyarrow.ArrowException) as error:
+        except (OSError, EOFError, UnicodeError, tarfile.TarError, pyarrow.ArrowException) as error:
             yield {"where": file, "error": f"{file}: the shard must be readable to its end, but got: {error}."}
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """A file in an archive; only the end marker ends it, where `tarfile` takes a broken header for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Read the next header.
+
+        Raises:
+            tarfile.ReadError: If it is broken or missing.
+        """
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
 
 
 def read_tar(file: str) -> Iterator[Row]:
     """Yield ``{extension: bytes}`` for every group of files with one name."""
     row: Row = {}
-    with fsspec.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as archive:
+    with fsspec.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive:
         for member in archive:
             if not member.isfile():
                 continue
@@ -139,7 +157,7 @@ def read_row(row: Mapping[str, Any]) -> CaptionExample:
     where = row["where"]
     row = {**_read_json_field(row, where), **row}
     image = next((row[field] for field in IMAGE_FIELDS if row.get(field)), None)
-    content = image["bytes"] if isinstance(image, Mapping) else image
+    content = image.get("bytes") if isinstance(image, Mapping) else image
     if not isinstance(content, bytes):
         raise DataError(f"{where}: there must be an image in one of {list(IMAGE_FIELDS)}, got {sorted(row)}.")
     text = next((row[field] for field in TEXT_FIELDS if row.get(field)), "")
@@ -167,6 +185,9 @@ def _read_json_field(row: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _to_text(value: Any, where: str) -> str:
     try:
-        return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+        text = value.decode("utf-8") if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: a text must be UTF-8, got {error}.") from error
+    if not isinstance(text, str):
+        raise DataError(f"{where}: a caption must be a text, got {text!r:.80}.")
+    return text

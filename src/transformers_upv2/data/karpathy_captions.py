@@ -53,10 +53,16 @@ class KarpathyCaptions(Dataset[CaptionExample]):
 
     def __getitem__(self, index: int) -> CaptionExample:
         entry = self._images[index]
+        captions = [sentence["raw"] for sentence in entry["sentences"]]
+        for caption in captions:
+            if not isinstance(caption, str) or not caption.strip():
+                raise DataError(
+                    f"{self.split_file}: image {image_id_of(entry)}: `raw` must be a text with words, got {caption!r}."
+                )
         return {
             "image": load_image(self._find(entry)),
             "image_id": image_id_of(entry),
-            "captions": [sentence["raw"].strip() for sentence in entry["sentences"]],
+            "captions": [caption.strip() for caption in captions],
         }
 
     def _find(self, entry: dict[str, Any]) -> Path:

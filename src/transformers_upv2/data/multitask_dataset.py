@@ -7,7 +7,7 @@ from zlib import crc32
 import numpy as np
 from torch.utils.data import Dataset
 
-from transformers_upv2.data.examples import DataError, Transform
+from transformers_upv2.data.examples import BAD_SAMPLE_ERRORS, DataError, Transform, reason_of
 
 REPLACEMENT = crc32(b"replacement")  # keeps the choice of replacements apart from the draws
 
@@ -63,6 +63,52 @@ class WeightedConcat(Dataset[dict[str, Any]]):
         return self.datasets[member][index - start]
 
 
+class ReplacingReader:
+    """Reads the samples of a map-style dataset, and another one where a sample cannot be read.
+
+    Which one is a function of seed, task and index.
+
+    Args:
+        dataset: The dataset.
+        task: Name of its task.
+        seed: Key of the choice.
+        max_bad_samples: With more bad samples than this, reading stops with the list.
+
+    Attributes:
+        bad: Reason of each bad sample that this process met, by index.
+    """
+
+    def __init__(self, dataset: Any, task: str, seed: int, max_bad_samples: int) -> None:
+        self.dataset, self.task, self.seed, self.max_bad_samples = dataset, task, seed, max_bad_samples
+        self.bad: dict[int, str] = {}
+
+    def read(self, index: int) -> tuple[Any, list[tuple[int, str]]]:
+        """Return a sample or its replacement, and the bad samples that it stands for.
+
+        Raises:
+            DataError: If there are more bad samples than allowed.
+        """
+        replaced: list[tuple[int, str]] = []
+        rng = task_generator(self.seed, self.task, index, REPLACEMENT)
+        while True:
+            try:
+                return self.dataset[index], replaced
+            except BAD_SAMPLE_ERRORS as error:
+                self._note_bad(index, reason_of(error))
+                replaced.append((index, reason_of(error)))
+                index = int(rng.integers(len(self.dataset)))
+
+    def _note_bad(self, index: int, reason: str) -> None:
+        self.bad[index] = reason
+        if len(self.bad) > min(self.max_bad_samples, len(self.dataset) - 1):
+            listing = "\n".join(f"  {number}: {why}" for number, why in self.bad.items())
+            raise DataError(
+                f"Task '{self.task}' must have at most `max_bad_samples`={self.max_bad_samples} "
+                f"bad samples of {len(self.dataset)}, got {len(self.bad)}. Mend the data or raise "
+                f"the limit:\n{listing}"
+            )
+
+
 class TaskDataset(Dataset[dict[str, Any]]):
     """The examples of one task, transformed, with every random choice keyed.
 
@@ -70,7 +116,7 @@ class TaskDataset(Dataset[dict[str, Any]]):
     index counts as its own draw. Example and augmentation are pure functions of seed, task, index
     and draw, whatever process loads them, and thus the same after a resume.
 
-    An example that cannot be loaded (``DataError``) is replaced by another of the same task, chosen
+    An example that cannot be loaded (``DataError``, ``OSError``) is replaced by another of the same task, chosen
     by seed, task and index. Each example lists under ``"replaced"`` what it stands for, since
     this object is copied into each worker process, and under ``"rng_seed"`` an integer for later
     random choices (caption, masked words).
@@ -99,13 +145,13 @@ class TaskDataset(Dataset[dict[str, Any]]):
         if len(dataset) == 0:
             raise ValueError(f"`dataset` of task '{task}' must not be empty.")
         self.dataset, self.task, self.seed = dataset, task, seed
-        self.transform, self.max_bad_samples = transform, max_bad_samples
-        self._bad: dict[int, str] = {}
+        self.transform = transform
+        self._reader = ReplacingReader(dataset, task, seed, max_bad_samples)
 
     @property
     def bad_samples(self) -> list[tuple[int, str]]:
         """(index, reason) of each bad sample that this process met."""
-        return list(self._bad.items())
+        return list(self._reader.bad.items())
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -113,27 +159,5 @@ class TaskDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         index, draw = key if isinstance(key, tuple) else (key, key)
         rng = task_generator(self.seed, self.task, draw)
-        example, replaced = self._load_good(index)
+        example, replaced = self._reader.read(index)
         return {**_draw_example(example, rng, self.transform), "replaced": replaced}
-
-    def _load_good(self, index: int) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-        """Return the example or its replacement, and the bad samples that it stands for."""
-        replaced: list[tuple[int, str]] = []
-        rng = task_generator(self.seed, self.task, index, REPLACEMENT)
-        while True:
-            try:
-                return dict(self.dataset[index]), replaced
-            except DataError as error:
-                self._note_bad(index, str(error))
-                replaced.append((index, str(error)))
-                index = int(rng.integers(len(self.dataset)))
-
-    def _note_bad(self, index: int, reason: str) -> None:
-        self._bad[index] = reason
-        if len(self._bad) > min(self.max_bad_samples, len(self.dataset) - 1):
-            listing = "\n".join(f"  {number}: {why}" for number, why in self._bad.items())
-            raise DataError(
-                f"Task '{self.task}' must have at most `max_bad_samples`={self.max_bad_samples} "
-                f"bad samples of {len(self.dataset)}, got {len(self._bad)}. Mend the data or raise "
-                f"the limit:\n{listing}"
-            )

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 CANDIDATES_NAME = "candidates.safetensors"
 """The file of saved candidates in a checkpoint's folder."""
@@ -215,10 +219,16 @@ def label_texts(
             raise ValueError(f"Each of `templates` must contain '{{}}' once, got {template!r}.")
     synonyms = list(labels.values()) if isinstance(labels, dict) else [[name] for name in labels]
     if not synonyms or not all(names and all(name.strip() for name in names) for names in synonyms):
-        raise ValueError(f"`labels` must hold at least one label and no empty one, got {labels}.")
+        raise ValueError(f"`labels` must hold at least one label and no empty one, got {shorten(list(labels))}.")
     return [
         [template.replace("{}", name) for name in names for template in templates or ("{}",)] for names in synonyms
     ]
+
+
+def shorten(names: Sequence[str], limit: int = 5) -> str:
+    """Write out the first few names for a message, and how many more there are."""
+    rest = len(names) - limit
+    return f"{list(names[:limit])}" + (f" and {rest} more" if rest > 0 else "")
 
 
 def build_label_set(
@@ -237,10 +247,14 @@ def build_label_set(
         ``{"names": [str], "token_ids": [[[int]]]}``.
 
     Raises:
-        ValueError: If there is no label, an empty or a double one, or a template without ``{}``.
+        ValueError: If there is no label, an empty one or one without synonyms, or a template without ``{}``.
     """
     names = list(labels)
-    if not names or len(set(names)) != len(names) or not all(name.strip() for name in names):
-        raise ValueError(f"`labels` must be different non-empty names, got {names}.")
     texts = label_texts(labels, templates)
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        logger.warning(
+            f"Some names in `labels` stand for several classes: {shorten(repeated)}. The model sees only names, so it "
+            "scores these classes alike and cannot tell them apart. Give each a name that says what is meant."
+        )
     return {"names": names, "token_ids": [tokenizer(variants)["input_ids"] for variants in texts]}

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import AutoTokenizer
 
 from transformers_upv2.data.augmentation import ColorJitter, Compose, LargeScaleJitter, RandomFlip
+from transformers_upv2.data.class_names import align_classes
 from transformers_upv2.data.coco_detection import CocoDetection
 from transformers_upv2.data.examples import Transform
 from transformers_upv2.data.image_captions import ImageCaptions
@@ -71,26 +72,38 @@ def open_reader(options: Tree, root: Path) -> Any:
 
     Args:
         options: ``reader`` and its arguments.
-        root: Where relative paths start.
+        root: Where relative paths start; addresses such as ``https://...`` stay as they are.
 
     Raises:
         ValueError: If there is no such reader.
         DataError: If the data is missing or malformed.
     """
     arguments = {
-        key: str(root / value) if key in PATHS else value for key, value in options.items() if key != "weight"
+        key: _below(root, value) if key in PATHS else value for key, value in options.items() if key != "weight"
     }
     return _lookup(READERS, arguments.pop("reader", None), "reader")(**arguments)
 
 
+def _below(root: Path, value: Any) -> Any:
+    """Put one path or several below a folder."""
+    if isinstance(value, list):
+        return [_below(root, each) for each in value]
+    return value if "://" in value else str(root / value)
+
+
 def open_training_data(recipe: Recipe, root: Path) -> Datasets:
-    """Open the data sets of all tasks; where weights are given, as ``{name: (dataset, weight)}``."""
+    """Open the data sets of all tasks; where weights are given, as ``{name: (dataset, weight)}``.
+
+    Raises:
+        DataError: If data is missing or malformed, or the data sets of a task have different classes.
+    """
     opened: Datasets = {}
     for task, members in recipe.data.items():
         opened[task] = {}
         for name, options in members.items():
             reader = open_reader(options, root)
             opened[task][name] = (reader, float(options["weight"])) if "weight" in options else reader
+        opened[task] = align_classes(task, opened[task])
     return opened
 
 

@@ -5,14 +5,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from transformers_upv2.evaluation.results import format_table_6, write_metrics
 from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.recipes import NAMES
 from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
 from transformers_upv2.recipes.recipe import read_recipe
+from transformers_upv2.training.checkpoints import newest_checkpoint
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(describe_run(recipe, options.data, options.out, world_size)))
         return
     trainer = build_trainer(recipe, options.data, options.out)
-    checkpoint = get_last_checkpoint(str(options.out)) if options.out.is_dir() else None
+    checkpoint = newest_checkpoint(options.out)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.eval_dataset:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import RobertaTokenizer
-from transformers.trainer_utils import get_last_checkpoint
 
 from transformers_upv2.data.demo_world import World, open_world
 from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
@@ -30,6 +29,7 @@ from transformers_upv2.studies.world_model import (
     make_trainer,
     training_arguments,
 )
+from transformers_upv2.training.checkpoints import newest_checkpoint
 from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
 
 TEXT: dict[str, Any] = {
@@ -53,7 +53,7 @@ _EXPERTS = {"num_experts": 8, "num_experts_per_group": 2}
 
 def run_stage(trainer: UniPerceiverV2Trainer, folder: Path) -> None:
     """Train from the newest checkpoint of the stage, if there is one, and save the result as ``folder/final``."""
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+    trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     trainer.save_model(str(folder / "final"))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import (
     ProgressCallback,
     TrainerCallback,
@@ -27,13 +28,13 @@ class TaskLogCallback(TrainerCallback, ExportableState):
     """Collects the losses and the replaced samples of every task, over all ranks.
 
     Attributes:
-        replaced: Every bad sample so far, as ``"task/index": [task, reason, times replaced]``; saved
-            in checkpoints.
+        replaced: Every bad sample so far, as ``"task/index": [task, reason, times replaced]``, with a name in place
+            of the index where it comes from a stream; saved in checkpoints.
     """
 
     def __init__(self) -> None:
         self.replaced: dict[str, list[Any]] = {}
-        self._new_replaced: list[tuple[str, int, str]] = []
+        self._new_replaced: list[tuple[str, int | str, str]] = []
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._statistics: dict[str, dict[str, float]] = {}
@@ -50,7 +51,7 @@ class TaskLogCallback(TrainerCallback, ExportableState):
             self._sums[name] = value.detach() + self._sums.get(name, 0)
             self._counts[name] += 1
 
-    def add_replaced(self, task: str, replaced: Iterable[tuple[int, str]]) -> None:
+    def add_replaced(self, task: str, replaced: Iterable[tuple[int | str, str]]) -> None:
         """Note samples that were replaced in a batch of this rank."""
         self._new_replaced += [(task, index, reason) for index, reason in replaced]
 
@@ -80,6 +81,18 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         seconds, self._seconds = self._seconds, defaultdict(float)
         shares = {f"time_share/{task}": value / sum(seconds.values()) for task, value in seconds.items()}
         return {name: value / number for name, (value, number) in sorted(totals.items())} | counts | shares
+
+    def require_few_replaced(self, limit: int) -> None:
+        """Stop a run with too many bad samples.
+
+        Raises:
+            RuntimeError: If more than ``limit`` samples had to be replaced.
+        """
+        if len(self.replaced) > limit:
+            raise RuntimeError(
+                f"At most `max_bad_samples` = {limit} samples may be bad. Repair or remove them, or raise the limit. "
+                f"{describe_replaced(self.replaced)}"
+            )
 
     def collect_steps(
         self, statistics: Mapping[str, Mapping[str, float]], with_norms: bool = True
@@ -137,7 +150,8 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         for task, numbers in self._statistics.items():
             if numbers["skipped_steps"]:
                 logger.warning(
-                    f"{task}: {numbers['skipped_steps']} steps were skipped, since their gradient was not finite."
+                    f"{task}: {numbers['skipped_steps']} steps were skipped, since their gradient vanished or was not "
+                    "finite."
                 )
         if self.replaced:
             logger.warning(describe_replaced(self.replaced))
@@ -174,6 +188,17 @@ class TaskProgressCallback(ProgressCallback):
             self.training_bar.set_postfix(self.losses, refresh=False)
         else:
             super().on_log(args, state, control, logs=logs, **kwargs)
+
+
+def base_learning_rate(optimizer: Optimizer, base: float) -> float:
+    """Return what a schedule has made of a learning rate, whatever multipliers its groups have.
+
+    Args:
+        optimizer: With groups from `parameter_groups`, whose rates one schedule moves.
+        base: The learning rate that was asked for.
+    """
+    group = max(optimizer.param_groups, key=lambda group: group["initial_lr"])
+    return base * (group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0)
 
 
 def describe_replaced(replaced: Mapping[str, list[Any]]) -> str:

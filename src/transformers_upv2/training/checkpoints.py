@@ -1,5 +1,6 @@
 """Checkpoints that are there whole or not at all."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,9 +13,15 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints, sort_checkpoints
+from transformers.utils import logging
+from typing_extensions import override
+
+logger = logging.get_logger(__name__)
 
 INCOMPLETE_FOLDER = "incomplete"
+FILE_SIZES_NAME = "file_sizes.json"
+"""The file of a checkpoint that says which others belong to it."""
 
 
 class AtomicCheckpoints(Trainer):
@@ -25,6 +32,13 @@ class AtomicCheckpoints(Trainer):
     """
 
     _run_folder: str | None = None
+
+    @override
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as ``transformers.Trainer`` does; ``True`` goes on from the newest checkpoint that is whole."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir) or True
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return self._run_folder or super()._get_output_dir(trial)
@@ -43,7 +57,7 @@ class AtomicCheckpoints(Trainer):
             raise RuntimeError(
                 f"The checkpoint of step {self.state.global_step} must be written to {run_folder}, where {free:.1f} "
                 f"GiB are free, but got: {error}. Make room, if need be with a lower `save_total_limit`, and go on "
-                f"with `resume_from_checkpoint=True`; the newest whole one is {get_last_checkpoint(run_folder)}."
+                f"with `resume_from_checkpoint=True`; the newest whole one is {newest_checkpoint(run_folder)}."
             ) from error
 
     def _save_whole(self, model: nn.Module, trial: Any) -> None:
@@ -64,6 +78,8 @@ class AtomicCheckpoints(Trainer):
             self.state.best_model_checkpoint = str(run_folder / name)
         if self.args.should_save:
             self.state.save_to_json(str(incomplete / name / TRAINER_STATE_NAME))
+            sizes = json.dumps(_file_sizes(incomplete / name))
+            (incomplete / name / FILE_SIZES_NAME).write_text(sizes, encoding="utf-8")
             _flush_to_disk(incomplete / name)
             if (run_folder / name).exists():  # from an earlier run over the same step
                 os.replace(run_folder / name, incomplete / "old")
@@ -90,6 +106,44 @@ class AtomicCheckpoints(Trainer):
                 "It comes from another model; start a new run with `from_pretrained`."
             )
         super()._issue_warnings_after_load(load_result)
+
+
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """Return the newest checkpoint of a run that is whole; others are passed over with a warning.
+
+    Args:
+        folder: The run's output folder; it need not exist.
+
+    Raises:
+        ValueError: If there are checkpoints, but none is whole.
+    """
+    checkpoints = [path for path in reversed(sort_checkpoints(str(folder))) if Path(path).is_dir()]
+    for path in checkpoints:
+        damaged = _damaged_files(Path(path))
+        if not damaged:
+            return path
+        logger.warning(f"{path} is passed over, since these of its files are missing or cut off: {damaged}.")
+    if checkpoints:
+        raise ValueError(
+            f"One of the checkpoints in {folder} must be whole, got {len(checkpoints)} that lack files. Remove them "
+            "to begin anew."
+        )
+    return None
+
+
+def _damaged_files(checkpoint: Path) -> list[str]:
+    """Return what a checkpoint lacks of the files that it was saved with."""
+    sizes = {TRAINER_STATE_NAME: None}  # all that is known of one by `transformers.Trainer` itself
+    if (checkpoint / FILE_SIZES_NAME).is_file():
+        sizes = json.loads((checkpoint / FILE_SIZES_NAME).read_text(encoding="utf-8"))
+    found = _file_sizes(checkpoint)
+    return [name for name, size in sizes.items() if name not in found or size not in (None, found[name])]
+
+
+def _file_sizes(folder: Path) -> dict[str, int]:
+    """Return the size of every file below a folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 @contextmanager

@@ -15,12 +15,14 @@ several data sets, ``{name: dataset}`` or ``{name: (dataset, weight)}``.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from transformers_upv2.data.multitask_dataset import ReplacingReader
 from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler
 from transformers_upv2.training.seeding import seed_global_generators
 from transformers_upv2.training.streams import State, Stream, StreamedBatches
@@ -32,17 +34,29 @@ class NumberedBatches(Protocol):
     def __getitem__(self, number: int) -> dict[str, Any]: ...
 
 
+class Replacement(NamedTuple):
+    """An example in place of bad ones, ``(index, reason)`` each."""
+
+    example: Any
+    replaced: list[tuple[int, str]]
+
+
 class SeededDataset(Dataset):
     """Any map-style data set, read by ``(index, draw)``: all its randomness is keyed by the draw.
+
+    A sample that cannot be read (``OSError``, as PIL's errors are, or ``DataError``) is replaced by another, which is
+    then given as a ``Replacement``.
 
     Args:
         dataset: The data set.
         seed: Key of the randomness.
         task: Key of the randomness.
+        max_bad_samples: With more bad samples than this, reading stops with the list.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, task: str) -> None:
+    def __init__(self, dataset: Dataset, seed: int, task: str, max_bad_samples: int = 100) -> None:
         self.dataset = dataset
+        self._reader = ReplacingReader(dataset, task, seed, max_bad_samples)
         self.seed = seed
         self.task = task
 
@@ -52,7 +66,15 @@ class SeededDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         index, draw = key
         seed_global_generators(self.seed, "sample", self.task, draw)
-        return self.dataset[index]
+        example, replaced = self._reader.read(index)
+        return Replacement(example, replaced) if replaced else example
+
+
+def collate_with_replaced(collate: Callable[[list[Any]], dict[str, Any]], examples: list[Any]) -> dict[str, Any]:
+    """Collate examples; what their replacements stand for is added under ``"replaced"``."""
+    replaced = [pair for example in examples if isinstance(example, Replacement) for pair in example.replaced]
+    batch = collate([each.example if isinstance(each, Replacement) else each for each in examples])
+    return {**batch, "replaced": [*batch.get("replaced", ()), *replaced]} if replaced else batch
 
 
 class TaskBatches:
@@ -75,6 +97,7 @@ class TaskBatches:
         options: Mapping[str, Any],
     ) -> None:
         self.sampler = sampler
+        collate = partial(collate_with_replaced, collate)
         self._loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate, **options)
         self._iterator: Iterator[dict[str, Any]] = iter(())
         self._next_number = -1

@@ -27,6 +27,9 @@ from torch.distributed.tensor import DTensor
 
 ELEMENTS_PER_CHUNK = {"cpu": 2**16}  # they stay in the cache between operations
 DEFAULT_ELEMENTS_PER_CHUNK = 2**26  # bounds the temporary memory
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+SQUARABLE = 1e15
+"""Larger numbers than this, and smaller ones than its inverse, are not squared in float32, nor are their inverses."""
 
 
 class TaskBalancedAdamW(torch.optim.Optimizer):
@@ -35,7 +38,8 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
     The task of the next :meth:`step` is ``param_groups[i]["task"]``, set by :meth:`begin_step` and
     forgotten by the step, whether that is made or skipped. ``param_groups[0]["task_statistics"]``
     keeps for each task the steps made, the steps skipped, and the last and the summed raw gradient
-    norm.
+    norm. A step is skipped if its gradient is not finite, or shorter than the smallest normal number
+    of float32, yet not zero.
 
     Args:
         params: Parameters or parameter groups, see :func:`parameter_groups`.
@@ -88,10 +92,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             "task": None,
         }
         super().__init__(params, defaults)
-        self.param_groups[0]["task_statistics"] = {
-            task: {"steps": 0, "skipped_steps": 0, "last_norm": 0.0, "norm_sum": 0.0}
-            for task in self.sampling_probabilities
-        }
+        self.param_groups[0]["task_statistics"] = {task: _no_steps() for task in self.sampling_probabilities}
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("sampling_probabilities", "task_weights", "min_norm", "normalize")
@@ -132,8 +133,9 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             return loss
         task = self._take_task()
         norm, gradient_scale = self._raw_norm()
-        statistics = self.param_groups[0]["task_statistics"][task]
-        if not math.isfinite(norm):
+        # a state that was loaded need not know every task
+        statistics = self.param_groups[0]["task_statistics"].setdefault(task, _no_steps())
+        if not math.isfinite(norm) or self._is_too_short(norm, gradient_scale):
             statistics["skipped_steps"] += 1
             return loss
         statistics["steps"] += 1
@@ -148,6 +150,10 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             for chunk in _chunks(group["params"]):
                 self._update(chunk, group, factor, self.sampling_probabilities[task])
         return loss
+
+    def _is_too_short(self, norm: float, gradient_scale: float) -> bool:
+        """Tell whether a gradient has too few digits left in float32 to be made longer."""
+        return self.normalize and 0 < max(norm, self.min_norm) * gradient_scale < SMALLEST_NORMAL
 
     def _is_asked_for_state(self) -> bool:
         """Tell whether this step is that of ``torch.distributed.checkpoint``.
@@ -202,6 +208,9 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(second, beta2)
         used = [number for number, p in enumerate(params) if p.grad is not None]
         gradients = [p.grad for p in params if p.grad is not None]
+        if used and factor and not 1 / SQUARABLE < factor < SQUARABLE:
+            scale = 2.0 ** max(-126, min(math.frexp(factor)[1], 126))
+            gradients, factor = list(torch._foreach_mul(gradients, scale)), factor / scale
         if factor and used:
             torch._foreach_add_(
                 [first[number] for number in used], gradients, alpha=(1 - beta1) * factor / probability
@@ -233,8 +242,24 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
 def total_norm(gradients: list[Tensor]) -> float:
     """Return the L2 norm of all gradients as one vector, over all shards and in fp32 at least."""
     gradients = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in gradients]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = _norm(gradients)
+    if 1 / SQUARABLE < norm < SQUARABLE:
+        return norm
+    largest = _norm(gradients, math.inf)
+    if not SMALLEST_NORMAL <= largest < math.inf:
+        return largest
+    scale = 2.0 ** -min(math.frexp(largest)[1], 126)
+    return math.hypot(*(_norm([gradient * scale]) for gradient in gradients)) / scale
+
+
+def _norm(gradients: list[Tensor], order: float = 2.0) -> float:
+    norm = torch.nn.utils.get_total_norm(gradients, order)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def _no_steps() -> dict[str, float]:
+    """Return the statistics of a task before its first step."""
+    return {"steps": 0, "skipped_steps": 0, "last_norm": 0.0, "norm_sum": 0.0}
 
 
 def parameter_groups(

@@ -8,11 +8,12 @@ position of what was trained on and not of what was loaded ahead.
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
+from zlib import crc32
 
 import numpy as np
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.examples import BAD_SAMPLE_ERRORS, DataError, reason_of
 from transformers_upv2.training.seeding import seed_from, seed_global_generators
 
 State = dict[str, Any]
@@ -30,7 +31,8 @@ class Stream(Protocol):
     - In a worker of a ``DataLoader`` it yields this worker's share, as torch asks of every
       iterable data set (``torch.utils.data.get_worker_info``).
     - A bad example is yielded as a ``DataError`` and not raised, for a generator that has raised is
-      over. The next good example takes its place.
+      over. The next good example takes its place. Bad examples are told apart by their messages, so
+      that one that comes again in every epoch counts as one.
     """
 
     @property
@@ -141,8 +143,8 @@ class ShuffledStream:
         for self._position, place in enumerate(order[first:], start=first + 1):
             try:
                 example = self.dataset[members[place]]
-            except DataError as error:
-                example = error
+            except BAD_SAMPLE_ERRORS as error:
+                example = DataError(f"sample {members[place]}: {reason_of(error)}")
             yield example
 
 
@@ -213,12 +215,12 @@ class StreamedBatches(IterableDataset):
     def _read(self, members: list[EndlessStream], number: int) -> dict[str, Any]:
         rank, world_size = self.ranks
         start = (number * world_size + rank) * self.batch_size
-        replaced: list[tuple[int, str]] = []
+        replaced: list[tuple[str, str]] = []
         examples = [self._example(members, draw, replaced) for draw in range(start, start + self.batch_size)]
         batch = self.collate(examples)
         return {**batch, "replaced": [*batch.get("replaced", ()), *replaced]} if replaced else batch
 
-    def _example(self, members: list[EndlessStream], draw: int, replaced: list[tuple[int, str]]) -> Any:
+    def _example(self, members: list[EndlessStream], draw: int, replaced: list[tuple[str, str]]) -> Any:
         """Read the example of a draw, and note the bad ones before it."""
         chance = seed_from(self.seed, "stream", self.task, draw) / 2**63
         member = members[int(np.searchsorted(self.upper_bounds, chance, side="right"))]
@@ -230,11 +232,16 @@ class StreamedBatches(IterableDataset):
                     raise example
                 return example if self.prepare is None else self.prepare(example, draw)
             except DataError as error:
-                replaced.append((draw, str(error)))
+                replaced.append((name_of_bad(reason_of(error)), reason_of(error)))
         raise DataError(
             f"A stream of task '{self.task}' must not have more than `max_bad_samples` = "
             f"{self.max_bad_samples} bad examples in a row. Mend the data; the last one was: {replaced[-1][1]}"
         )
+
+
+def name_of_bad(reason: str) -> str:
+    """Return a short name of a bad example of a stream, where examples have no numbers."""
+    return f"{crc32(reason.encode()):08x}"
 
 
 def own_share(stream: Stream, task: str, ranks: tuple[int, int], num_workers: int) -> Stream:

@@ -22,11 +22,7 @@ from typing_extensions import override
 
 from transformers_upv2.data.multitask_dataset import WeightedConcat
 from transformers_upv2.training.arguments import MultiTaskTrainingArguments
-from transformers_upv2.training.callbacks import (
-    TaskLogCallback,
-    TaskProgressCallback,
-    describe_replaced,
-)
+from transformers_upv2.training.callbacks import TaskLogCallback, TaskProgressCallback, base_learning_rate
 from transformers_upv2.training.checkpoints import AtomicCheckpoints
 from transformers_upv2.training.loader import (
     JoinedBatches,
@@ -149,7 +145,7 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
 
     def drawn_dataset(self, task: str, dataset: Dataset) -> Dataset:
         """Return a map-style data set as one that is read by ``(index, draw)``."""
-        return SeededDataset(dataset, self.data_seed, task)
+        return SeededDataset(dataset, self.data_seed, task, self.args.max_bad_samples)
 
     def example_preparation(self, task: str) -> PrepareExample | None:  # noqa: ARG002  # for those that override
         """Return what is done with every example of a stream, as a function of it and its draw."""
@@ -316,23 +312,26 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         """Leave the norm to the optimizer, which computes it anyway."""
         return grad_norm
 
+    @override
+    def _get_learning_rate(self) -> float:
+        """Return the learning rate of what has no multiplier."""
+        return base_learning_rate(self.optimizer, self.args.learning_rate)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what happened in every task to the logs of training.
 
         Raises:
             RuntimeError: If more than ``max_bad_samples`` samples had to be replaced.
         """
+        if "learning_rate" in logs:
+            multipliers: Any = self.args.lr_multipliers or {}
+            logs |= {f"learning_rate/{prefix}": logs["learning_rate"] * by for prefix, by in multipliers.items()}
         if "loss" in logs or "train_loss" in logs:
             logs |= self.task_log.collect()
             statistics = self.optimizer.param_groups[0].get("task_statistics", {})
             logs |= self.task_log.collect_steps(statistics, self.args.max_grad_norm == 0)
             logs |= self._samples_seen(statistics)
-            if len(self.task_log.replaced) > self.args.max_bad_samples:
-                raise RuntimeError(
-                    f"At most `max_bad_samples` = {self.args.max_bad_samples} samples may be bad. "
-                    f"Repair or remove them, or raise the limit. "
-                    f"{describe_replaced(self.task_log.replaced)}"
-                )
+            self.task_log.require_few_replaced(self.args.max_bad_samples)
         super().log(logs, start_time)
 
     def _samples_seen(self, statistics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

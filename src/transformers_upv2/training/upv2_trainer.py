@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 from typing_extensions import override
 
+from transformers_upv2.data.class_names import require_equal_classes
 from transformers_upv2.data.multitask_dataset import TaskDataset, Transform, prepare_example
 from transformers_upv2.model.tasks import get_task
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
@@ -37,6 +38,7 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
 
     Raises:
         ValueError: If there is no such task, or the arguments do not fit the tasks.
+        DataError: If a label means different classes in the data sets of a task.
     """
 
     args: UniPerceiverV2TrainingArguments
@@ -58,6 +60,8 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
         self.transforms = dict(transforms or {})
         for name in [*(train_dataset or {}), *self.evaluators, *self.transforms]:
             get_task(name)
+        for task, dataset in (train_dataset or {}).items():
+            require_equal_classes(task, dataset if isinstance(dataset, Mapping) else {})
         image_options: Any = args.image_options or {}
         collators = {
             task: UniPerceiverV2Collator(
