@@ -1,6 +1,10 @@
 """The task classes: views of one model, one weights file, each with its own labels."""
 
+import copy
+import gc
 import hashlib
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from tiny_models import CLASS_NAMES, TEXTS, random_images
+from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
 from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
 from transformers_upv2.model.modeling_tasks_upv2 import (
     UniPerceiverV2ForImageClassification,
@@ -136,6 +141,32 @@ def test_labels_set_through_a_view_serve_all_views(model, roberta_tokenizer, tmp
     loaded = UniPerceiverV2ForInstanceSegmentation.from_pretrained(tmp_path)
     assert loaded.config.id2label == {0: "hat", 1: "star"}
     assert model.model.config.label_sets["classification"]["names"] == CLASS_NAMES
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))], ids=["deepcopy", "pickle"]
+)
+def test_every_view_names_the_labels_that_another_view_set(model, roberta_tokenizer, copied, tmp_path):
+    detector = UniPerceiverV2ForObjectDetection.from_model(model)
+    segmenter = UniPerceiverV2ForInstanceSegmentation.from_model(detector)
+    classifier = UniPerceiverV2ForImageClassification.from_model(detector)
+    before = copied(segmenter)
+    detector.set_labels(["zero", "star"], roberta_tokenizer)
+    for view in (segmenter, copied(segmenter)):
+        assert view.config.id2label == {0: "zero", 1: "star"}
+        assert view.config.label2id == {"zero": 0, "star": 1}
+        assert view.config.num_labels == 2
+    detector.set_labels(["hat"], roberta_tokenizer)
+    segmenter.save_pretrained(tmp_path)
+    assert UniPerceiverV2Config.from_pretrained(tmp_path).id2label == {0: "hat"}
+    assert classifier.config.id2label == dict(enumerate(CLASS_NAMES))
+    assert before.config.num_labels == 5  # a copy stands alone
+    before.set_labels(["tree", "hat"], roberta_tokenizer)
+    assert before.config.id2label == {0: "tree", 1: "hat"}
+    reference = weakref.ref(segmenter)
+    del segmenter, view
+    gc.collect()
+    assert reference() is None  # no view keeps another alive
 
 
 def test_a_class_without_labels_needs_the_name_of_the_set(model, roberta_tokenizer):

@@ -54,8 +54,20 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
     def __init__(self, config: UniPerceiverV2Config, model: UniPerceiverV2Model | None = None) -> None:
         super().__init__(config)
         self.model = UniPerceiverV2Model(config) if model is None else model
-        self._present_labels()
         self.post_init()
+
+    @property
+    def config(self) -> UniPerceiverV2Config:
+        """The view's config; its ``id2label`` names the present label set, whichever view set it."""
+        labels = self._config.label_sets.get(self.label_set)
+        if labels is not None and labels is not self._presented:
+            self._present_labels(labels)
+        return self._config
+
+    @config.setter
+    def config(self, config: UniPerceiverV2Config) -> None:
+        self._config = config
+        self._presented = None
 
     @classmethod
     def from_model(cls, model: UniPerceiverV2PreTrainedModel) -> Self:
@@ -71,11 +83,10 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         view = cls(copy.copy(base.config), model=base)
         return view.train(base.training)
 
-    def _present_labels(self) -> None:
-        labels = self.config.label_sets.get(self.label_set)
-        if labels is not None:
-            self.config.id2label = dict(enumerate(labels["names"]))
-            self.config.label2id = {name: index for index, name in enumerate(labels["names"])}
+    def _present_labels(self, labels: dict[str, Any]) -> None:
+        self._config.id2label = dict(enumerate(labels["names"]))
+        self._config.label2id = {name: index for index, name in enumerate(labels["names"])}
+        self._presented = labels
 
     def set_labels(
         self,
@@ -100,7 +111,6 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
             raise ValueError(f"`label_set` must be given, since {type(self).__name__} presents none, got None.")
         # one dict for the model and all its views
         self.model.config.label_sets[name] = build_label_set(labels, tokenizer, templates)
-        self._present_labels()
 
     def encode_labels(
         self,
