@@ -186,6 +186,38 @@ def test_unusable_labels_are_an_error(roberta_tokenizer, labels):
         build_label_set(labels, roberta_tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("star", r"`labels` must be a list of names, .* got the text 'star'. Pass `\['star'\]`"),
+        ([1, "star"], "Each name in `labels` must be a text, got 1"),
+        ({"star": [["star"]]}, r"Each name in `labels` must be a text, got \['star'\]"),
+        ({1: ["star"]}, "Each name in `labels` must be a text, got 1"),
+    ],
+    ids=["text", "number", "nested", "key"],
+)
+def test_what_is_no_list_of_names_is_an_error(model, roberta_tokenizer, labels, message):
+    for use in (
+        lambda: label_texts(labels),
+        lambda: build_label_set(labels, roberta_tokenizer),
+        lambda: model.set_labels(labels, roberta_tokenizer, label_set="detection"),
+        lambda: model.encode_labels(labels, roberta_tokenizer),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+def test_a_single_text_is_one_synonym(roberta_tokenizer):
+    assert label_texts({"hat": "cap", "star": ["sun", "star"]}) == [["cap"], ["sun", "star"]]
+    labels = build_label_set({"hat": "cap"}, roberta_tokenizer)
+    assert labels == {"names": ["hat"], "token_ids": [roberta_tokenizer(["cap"])["input_ids"]]}
+
+
+def test_templates_that_are_one_text_are_an_error():
+    with pytest.raises(ValueError, match=r"`templates` must be a list of sentences, got the text 'a \{\}'"):
+        label_texts(["hat"], "a {}")
+
+
 def test_template_without_a_place_for_the_name_is_an_error(roberta_tokenizer):
     with pytest.raises(ValueError, match=r"Each of `templates` must contain '\{\}' once, got 'a photo'"):
         build_label_set(["hat"], roberta_tokenizer, templates=["{}", "a photo"])

@@ -195,25 +195,50 @@ def average_variants(embeddings: Tensor, counts: Sequence[int]) -> Tensor:
     return F.normalize(sums, dim=-1)
 
 
+def require_names(labels: Sequence[str] | dict[str, Sequence[str]]) -> None:
+    """Refuse one text, which would be taken for a list of its letters, and names that are no texts.
+
+    Raises:
+        ValueError: If ``labels`` is one text, or holds anything but texts.
+    """
+    if isinstance(labels, str):
+        raise ValueError(
+            f"`labels` must be a list of names, or a dict of names and their synonyms, got the text {labels!r}. "
+            f"Pass `[{labels!r}]`."
+        )
+    wrong = [name for name in labels if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"Each name in `labels` must be a text, got {wrong[0]!r}. Pass names, not ids.")
+
+
 def label_texts(
     labels: Sequence[str] | dict[str, Sequence[str]], templates: Sequence[str] | None = None
 ) -> list[list[str]]:
     """Write out the texts that stand for each label: every synonym in every template.
 
     Args:
-        labels: Names, or names with their synonyms.
+        labels: Names, or names with their synonyms; a single text is one synonym.
         templates: Sentences with one ``{}``; None: the bare name, as the paper's.
 
     Returns:
         The texts of each label.
 
     Raises:
-        ValueError: If there is no label, an empty one or one without synonyms, or a template without ``{}``.
+        ValueError: If there is no label, an empty one, one without synonyms or one that is no text, or a template
+            without ``{}``.
     """
+    require_names(labels)
+    if isinstance(templates, str):
+        raise ValueError(
+            f"`templates` must be a list of sentences, got the text {templates!r}. Pass `[{templates!r}]`."
+        )
     for template in templates or ():
         if template.count("{}") != 1:
             raise ValueError(f"Each of `templates` must contain '{{}}' once, got {template!r}.")
-    synonyms = list(labels.values()) if isinstance(labels, dict) else [[name] for name in labels]
+    synonyms = labels.values() if isinstance(labels, dict) else labels
+    synonyms = [[names] if isinstance(names, str) else list(names) for names in synonyms]
+    for names in synonyms:
+        require_names(names)
     if not synonyms or not all(names and all(name.strip() for name in names) for names in synonyms):
         raise ValueError(f"`labels` must hold at least one label and no empty one, got {labels}.")
     return [
@@ -237,8 +262,10 @@ def build_label_set(
         ``{"names": [str], "token_ids": [[[int]]]}``.
 
     Raises:
-        ValueError: If there is no label, an empty or a double one, or a template without ``{}``.
+        ValueError: If there is no label, an empty or a double one or one that is no text, or a template without
+            ``{}``.
     """
+    require_names(labels)
     names = list(labels)
     if not names or len(set(names)) != len(names) or not all(name.strip() for name in names):
         raise ValueError(f"`labels` must be different non-empty names, got {names}.")

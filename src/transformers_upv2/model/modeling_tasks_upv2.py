@@ -56,7 +56,7 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         self.model = UniPerceiverV2Model(config) if model is None else model
         self.post_init()
 
-    @property
+    @property  # type: ignore[override]
     def config(self) -> UniPerceiverV2Config:
         """The view's config; its ``id2label`` names the present label set, whichever view set it."""
         labels = self._config.label_sets.get(self.label_set)
@@ -67,7 +67,7 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
     @config.setter
     def config(self, config: UniPerceiverV2Config) -> None:
         self._config = config
-        self._presented = None
+        self._presented: dict[str, Any] | None = None
 
     @classmethod
     def from_model(cls, model: UniPerceiverV2PreTrainedModel) -> Self:
