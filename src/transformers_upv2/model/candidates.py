@@ -235,8 +235,8 @@ def label_texts(
     for template in templates or ():
         if template.count("{}") != 1:
             raise ValueError(f"Each of `templates` must contain '{{}}' once, got {template!r}.")
-    synonyms = labels.values() if isinstance(labels, dict) else labels
-    synonyms = [[names] if isinstance(names, str) else list(names) for names in synonyms]
+    variants = labels.values() if isinstance(labels, dict) else labels
+    synonyms = [[names] if isinstance(names, str) else list(names) for names in variants]
     for names in synonyms:
         require_names(names)
     if not synonyms or not all(names and all(name.strip() for name in names) for names in synonyms):

@@ -39,6 +39,7 @@ from .task_forward import (
     vocabulary_logits,
 )
 from .tasks import TASKS, get_task
+from .tokenizer_upv2 import require_fit
 
 
 class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
@@ -104,11 +105,12 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
             templates: Sentences with one ``{}`` that each name is put into; None: the bare name.
 
         Raises:
-            ValueError: If the class presents no set and none is named, or the labels are unusable.
+            ValueError: If the class presents no set and none is named, or the labels or the tokenizer are unusable.
         """
         name = label_set or self.label_set
         if name is None:
             raise ValueError(f"`label_set` must be given, since {type(self).__name__} presents none, got None.")
+        require_fit(tokenizer, self.model.config)
         # one dict for the model and all its views
         self.model.config.label_sets[name] = build_label_set(labels, tokenizer, templates)
 
@@ -129,8 +131,9 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
             Unit vectors, ``(labels, D)``.
 
         Raises:
-            ValueError: If the labels or the templates are unusable.
+            ValueError: If the labels, the templates or the tokenizer are unusable.
         """
+        require_fit(tokenizer, self.model.config)
         texts = label_texts(labels, templates)
         return self.model.text_candidates([tokenizer(variants)["input_ids"] for variants in texts])
 
