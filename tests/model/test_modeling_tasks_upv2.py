@@ -169,6 +169,33 @@ def test_every_view_names_the_labels_that_another_view_set(model, roberta_tokeni
     assert reference() is None  # no view keeps another alive
 
 
+NUMBERS = {name: index for index, name in enumerate(CLASS_NAMES)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_labels": 2, "id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}},
+        {"num_labels": 2},
+        {"id2label": dict(enumerate(CLASS_NAMES[::-1]))},
+        {"label2id": NUMBERS, "num_labels": 5},
+    ],
+    ids=["recipe", "number", "order", "two sets"],
+)
+def test_labels_without_tokens_are_refused_when_loading(folders, given):
+    with pytest.raises(
+        ValueError, match=r"Labels must be those of a label set.*call `model.set_labels\(names, tokeniz"
+    ):
+        UniPerceiverV2ForImageClassification.from_pretrained(folders / "Model", **given)
+
+
+def test_labels_of_a_label_set_may_be_given_when_loading(folders):
+    given = {"num_labels": 4, "id2label": {str(i): name for name, i in NUMBERS.items()}, "label2id": NUMBERS}
+    for labels in ({}, given, {"num_labels": 5}):
+        classifier = UniPerceiverV2ForImageClassification.from_pretrained(folders / "ForObjectDetection", **labels)
+        assert classifier.config.label2id == NUMBERS
+
+
 def test_a_class_without_labels_needs_the_name_of_the_set(model, roberta_tokenizer):
     with pytest.raises(ValueError, match="`label_set` must be given, since UniPerceiverV2ForMaskedLM presents none"):
         UniPerceiverV2ForMaskedLM.from_model(model).set_labels(["a"], roberta_tokenizer)
