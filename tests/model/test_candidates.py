@@ -39,6 +39,33 @@ def test_fingerprint_notices_every_kind_of_change():
     assert len(set(seen)) == 5
 
 
+def test_fingerprint_notices_writes_that_pytorch_does_not_count():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Conv2d(2, 2, 2), nn.LayerNorm(3).to(torch.bfloat16)))
+    module[1][0].to(memory_format=torch.channels_last)
+    module.empty = nn.Parameter(torch.zeros(0))
+    module.broken = nn.Parameter(torch.tensor(torch.nan))
+    module.elsewhere = nn.Parameter(torch.zeros(2, device="meta"))
+    seen = {weights_fingerprint(module), weights_fingerprint(module)}
+    assert len(seen) == 1
+    changed = [p for p in module.parameters() if p.numel() and not p.is_meta]
+    for parameter in changed:
+        version = parameter._version
+        parameter.data.fill_(0.25)
+        assert parameter._version == version
+        seen.add(weights_fingerprint(module))
+    assert len(seen) == 1 + len(changed) == 8
+
+
+def test_candidates_are_fresh_after_writes_that_pytorch_does_not_count(model, roberta_tokenizer):
+    before = model.encode_labels(["hat"], roberta_tokenizer)
+    for parameter in model.model.text_encoder.parameters():
+        parameter.data.mul_(1.5)
+    after = model.encode_labels(["hat"], roberta_tokenizer)
+    model.model.candidate_cache.clear()
+    assert torch.equal(after, model.encode_labels(["hat"], roberta_tokenizer))
+    assert (after - before).abs().max() > 1e-3
+
+
 def test_cache_encodes_once_per_key_and_forgets_with_the_weights():
     module, cache, calls = nn.Linear(2, 2), CandidateCache(), []
 

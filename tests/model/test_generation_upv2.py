@@ -148,6 +148,10 @@ def test_an_old_encoding_is_refused(captioner):
         captioner.model.spe_token.add_(0.1)
     with pytest.raises(ValueError, match="`image_encoding` must come from the present weights"):
         captioner.generate(image_encoding=encoding, max_new_tokens=2)
+    encoding = captioner.encode_image(random_images(1))
+    captioner.model.spe_token.data.add_(0.1)
+    with pytest.raises(ValueError, match="`image_encoding` must come from the present weights"):
+        captioner.generate(image_encoding=encoding, max_new_tokens=2)
 
 
 def test_special_tokens_are_never_written_but_the_end_is(captioner):

@@ -66,7 +66,7 @@ def _refuse_other_labels(label_sets: dict[str, Any], given: dict[str, Any]) -> N
         asked["id2label"] = {int(index): name for index, name in asked["id2label"].items()}
     if asked and not any(asked.items() <= _named(labels["names"]).items() for labels in label_sets.values()):
         raise ValueError(
-            f"Labels must be those of a label set, {list(label_sets)}, whose names have their tokens in the config, got "
+            f"Labels must be those of a label set, {list(label_sets)}, which has the tokens of its names, got "
             f"{asked}. Leave these out, and call `model.set_labels(names, tokenizer)` after loading."
         )
 

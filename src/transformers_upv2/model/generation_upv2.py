@@ -99,7 +99,8 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             model.text_encoder.position_ids(attention_mask),
             model.config.mask_token_id,
         )
-        model.check_encoding(encoding)
+        if past == 0:  # later passes read the image from the cache
+            model.check_encoding(encoding)
         slots = model.decode_caption(layout, encoding.tokens if past == 0 else None, prefix_mask(encoding), cache)
         return CaptioningOutput(logits=vocabulary_logits(model, slots), cache=cache)
 
