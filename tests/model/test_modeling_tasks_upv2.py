@@ -4,12 +4,14 @@ import copy
 import gc
 import hashlib
 import pickle
+import shutil
 import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from transformers import GenerationConfig
 
 from tiny_models import CLASS_NAMES, TEXTS, random_images
 from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
@@ -105,6 +107,21 @@ def test_views_share_parameters_and_leave_them_unchanged(model, loaded, model_cl
         assert torch.equal(values, before[name]), name
         assert values.dtype == before[name].dtype
     assert not model_class.from_model(model.eval()).training
+
+
+@pytest.mark.parametrize("model_class", ALL_CLASSES, ids=short_name)
+def test_every_class_reads_shares_and_writes_the_generation_config(folders, model_class, tmp_path):
+    folder = shutil.copytree(folders / short_name(model_class), tmp_path / "given")
+    assert GenerationConfig.from_pretrained(folder).max_new_tokens is None
+    GenerationConfig(max_new_tokens=7, eos_token_id=-1, pad_token_id=1).save_pretrained(folder)
+    loaded = model_class.from_pretrained(folder)
+    captioner = UniPerceiverV2ForConditionalGeneration.from_model(loaded)
+    assert captioner.generate(pixel_values=random_images(1)).shape == (1, 8)  # <s> and 7 words
+    captioner.generation_config.max_new_tokens = 9
+    loaded.save_pretrained(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").max_new_tokens == 9
+    (folder / "generation_config.json").unlink()
+    assert model_class.from_pretrained(folder).generation_config.bos_token_id == 0
 
 
 # --- labels ------------------------------------------------------------------------------------
@@ -282,6 +299,20 @@ def test_pixels_or_an_encoding_and_not_both(model, model_class):
             torch.testing.assert_close(second, first)
             compared += 1
     assert compared
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3), (1, 1, 3, 64, 64)], ids=str)
+def test_pixels_that_are_no_batch_of_images_are_refused(model, batches, shape):
+    pixels, views = torch.zeros(shape), [UniPerceiverV2ForObjectDetection, UniPerceiverV2ForConditionalGeneration]
+    detector, captioner = (view.from_model(model) for view in views)
+    for use in (
+        lambda: detector.encode_image(pixels),
+        lambda: detector(pixels),
+        lambda: detector.train()(pixels, labels=batches["detection"]["labels"]),
+        lambda: captioner.generate(pixel_values=pixels),
+    ):
+        with pytest.raises(ValueError, match=r"`pixel_values` must have the shape \(batch, 3, height, width\), got "):
+            use()
 
 
 def test_zero_shot_classification_equals_classification_of_those_names(model, roberta_tokenizer):

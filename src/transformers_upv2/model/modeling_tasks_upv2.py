@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .candidates import build_label_set, label_texts
 from .configuration_upv2 import UniPerceiverV2Config
@@ -69,6 +69,16 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
     def config(self, config: UniPerceiverV2Config) -> None:
         self._config = config
         self._presented: dict[str, Any] | None = None
+
+    @property  # type: ignore[override]
+    def generation_config(self) -> GenerationConfig:
+        """How to generate, which all views share."""
+        return self.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, generation_config: GenerationConfig) -> None:
+        if "model" in self._modules:  # transformers sets its own default before there is a model
+            self.model.generation_config = generation_config
 
     @classmethod
     def from_model(cls, model: UniPerceiverV2PreTrainedModel) -> Self:
