@@ -8,7 +8,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
@@ -27,7 +26,9 @@ from .outputs import (
 from .pretrained_upv2 import UniPerceiverV2PreTrainedModel
 from .task_forward import (
     TASK_FORWARD,
+    choose_candidates,
     classification,
+    complete_texts,
     detect,
     detection,
     embed_words,
@@ -294,7 +295,7 @@ class UniPerceiverV2ForZeroShotImageClassification(UniPerceiverV2TaskModel):
         task = TASKS["classification"]
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         images = self.model.decode_image(encoding, task.input_routes[0])[:, 0]
-        texts = _candidates(self.model, input_ids, attention_mask, candidates)
+        texts = choose_candidates(self.model, input_ids, attention_mask, candidates)
         return image_text_output(self.model, encoding, images, texts, task.temperature)
 
 
@@ -325,7 +326,7 @@ class UniPerceiverV2ForZeroShotObjectDetection(UniPerceiverV2TaskModel):
             Logits ``(batch, N, labels)`` whose sigmoid is the score, and boxes ``(batch, N, 4)``.
         """
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
-        candidates = _candidates(self.model, input_ids, attention_mask, candidates)
+        candidates = choose_candidates(self.model, input_ids, attention_mask, candidates)
         if candidates.ndim == 3:
             encoding = match_texts(encoding, len(candidates))
         return detect(self.model, encoding, candidates)[0]
@@ -363,7 +364,7 @@ class UniPerceiverV2ForImageTextRetrieval(UniPerceiverV2TaskModel):
         Returns:
             Logits of every image for every text; a contrastive loss if there are as many of both.
         """
-        input_ids, attention_mask = _texts(input_ids, attention_mask)
+        input_ids, attention_mask = complete_texts(input_ids, attention_mask)
         return retrieval(
             self.model, pixel_values, pixel_mask, image_encoding, input_ids=input_ids, attention_mask=attention_mask
         )
@@ -391,28 +392,8 @@ class UniPerceiverV2ForMaskedLM(UniPerceiverV2TaskModel):
         Returns:
             Logits ``(batch, tokens, vocab_size)``; while training with ``labels`` only the loss.
         """
-        embeddings = embed_words(self.model, *_texts(input_ids, attention_mask))
+        embeddings = embed_words(self.model, *complete_texts(input_ids, attention_mask))
         output = VocabularyOutput() if labels is None else restore_words(self.model, embeddings, labels)
         if labels is None or not self.model.training:  # scoring the whole vocabulary would cost more than the step
             output.logits = vocabulary_logits(self.model, embeddings)
         return output
-
-
-def _texts(input_ids: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Complete the texts of a call: they must be there, and without a mask all tokens are real."""
-    if input_ids is None:
-        raise ValueError("`input_ids` must hold the texts to compare with, got None. Tokenize them first.")
-    return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
-
-
-def _candidates(
-    model: UniPerceiverV2Model, input_ids: Tensor | None, attention_mask: Tensor | None, candidates: Tensor | None
-) -> Tensor:
-    """Take the candidates, or encode the texts ``(..., tokens)`` to ``(..., D)``."""
-    if candidates is not None:
-        if input_ids is not None:
-            raise ValueError("Pass either `input_ids` or `candidates`, got both.")
-        return candidates
-    input_ids, attention_mask = _texts(input_ids, attention_mask)
-    encoded = model.batch_candidates(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
-    return encoded.unflatten(0, input_ids.shape[:-1])

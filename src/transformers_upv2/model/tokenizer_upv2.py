@@ -7,11 +7,11 @@ from transformers import PreTrainedTokenizerBase, RobertaTokenizer
 from .configuration_upv2 import UniPerceiverV2Config
 
 
-class FolderTokenizer(RobertaTokenizer):
+class FolderTokenizer:
     """What ``AutoTokenizer`` loads from a folder that names no tokenizer: RoBERTa's, if its files are there."""
 
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> RobertaTokenizer:
+    @staticmethod
+    def from_pretrained(*args: Any, **kwargs: Any) -> RobertaTokenizer:
         """Load a `RobertaTokenizer`; the arguments are its own.
 
         Raises:
