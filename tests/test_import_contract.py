@@ -37,6 +37,7 @@ SIGNATURES = {
     "transformers.utils.output_capturing:capture_outputs": ["func", "tie_last_hidden_states"],
     # generation
     "transformers.utils.deprecation:deprecate_kwarg": ["old_name", "version", "new_name"],
+    "transformers:GenerationMixin._prepare_generation_config": ["generation_config", "kwargs"],
     "transformers:GenerationMixin._prepare_cache_for_generation": ["generation_config", "model_kwargs"],
     "transformers:GenerationMixin._expand_inputs_for_generation": ["expand_size", "is_encoder_decoder", "input_ids"],
     # processing

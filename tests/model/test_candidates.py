@@ -39,6 +39,33 @@ def test_fingerprint_notices_every_kind_of_change():
     assert len(set(seen)) == 5
 
 
+def test_fingerprint_notices_writes_that_pytorch_does_not_count():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Conv2d(2, 2, 2), nn.LayerNorm(3).to(torch.bfloat16)))
+    module[1][0].to(memory_format=torch.channels_last)
+    module.empty = nn.Parameter(torch.zeros(0))
+    module.broken = nn.Parameter(torch.tensor(torch.nan))
+    module.elsewhere = nn.Parameter(torch.zeros(2, device="meta"))
+    seen = {weights_fingerprint(module), weights_fingerprint(module)}
+    assert len(seen) == 1
+    changed = [p for p in module.parameters() if p.numel() and not p.is_meta]
+    for parameter in changed:
+        version = parameter._version
+        parameter.data.fill_(0.25)
+        assert parameter._version == version
+        seen.add(weights_fingerprint(module))
+    assert len(seen) == 1 + len(changed) == 8
+
+
+def test_candidates_are_fresh_after_writes_that_pytorch_does_not_count(model, roberta_tokenizer):
+    before = model.encode_labels(["hat"], roberta_tokenizer)
+    for parameter in model.model.text_encoder.parameters():
+        parameter.data.mul_(1.5)
+    after = model.encode_labels(["hat"], roberta_tokenizer)
+    model.model.candidate_cache.clear()
+    assert torch.equal(after, model.encode_labels(["hat"], roberta_tokenizer))
+    assert (after - before).abs().max() > 1e-3
+
+
 def test_cache_encodes_once_per_key_and_forgets_with_the_weights():
     module, cache, calls = nn.Linear(2, 2), CandidateCache(), []
 
@@ -197,6 +224,38 @@ def test_a_name_may_stand_for_several_classes(roberta_tokenizer, caplog):
     assert "Some names in `labels` stand for several classes: ['class 0', 'class 1'" in caplog.text
     assert "'class 4'] and 295 more" in caplog.text
     assert len(caplog.text) < 600
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("star", r"`labels` must be a list of names, .* got the text 'star'. Pass `\['star'\]`"),
+        ([1, "star"], "Each name in `labels` must be a text, got 1"),
+        ({"star": [["star"]]}, r"Each name in `labels` must be a text, got \['star'\]"),
+        ({1: ["star"]}, "Each name in `labels` must be a text, got 1"),
+    ],
+    ids=["text", "number", "nested", "key"],
+)
+def test_what_is_no_list_of_names_is_an_error(model, roberta_tokenizer, labels, message):
+    for use in (
+        lambda: label_texts(labels),
+        lambda: build_label_set(labels, roberta_tokenizer),
+        lambda: model.set_labels(labels, roberta_tokenizer, label_set="detection"),
+        lambda: model.encode_labels(labels, roberta_tokenizer),
+    ):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+def test_a_single_text_is_one_synonym(roberta_tokenizer):
+    assert label_texts({"hat": "cap", "star": ["sun", "star"]}) == [["cap"], ["sun", "star"]]
+    labels = build_label_set({"hat": "cap"}, roberta_tokenizer)
+    assert labels == {"names": ["hat"], "token_ids": [roberta_tokenizer(["cap"])["input_ids"]]}
+
+
+def test_templates_that_are_one_text_are_an_error():
+    with pytest.raises(ValueError, match=r"`templates` must be a list of sentences, got the text 'a \{\}'"):
+        label_texts(["hat"], "a {}")
 
 
 def test_template_without_a_place_for_the_name_is_an_error(roberta_tokenizer):

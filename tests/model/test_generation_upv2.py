@@ -148,6 +148,10 @@ def test_an_old_encoding_is_refused(captioner):
         captioner.model.spe_token.add_(0.1)
     with pytest.raises(ValueError, match="`image_encoding` must come from the present weights"):
         captioner.generate(image_encoding=encoding, max_new_tokens=2)
+    encoding = captioner.encode_image(random_images(1))
+    captioner.model.spe_token.data.add_(0.1)
+    with pytest.raises(ValueError, match="`image_encoding` must come from the present weights"):
+        captioner.generate(image_encoding=encoding, max_new_tokens=2)
 
 
 def test_special_tokens_are_never_written_but_the_end_is(captioner):
@@ -232,10 +236,12 @@ def test_a_returned_cache_continues_the_caption(captioner, images):
     ("option", "message"),
     [
         ({"cache_implementation": "static"}, "`cache_implementation` must be 'dynamic'.*got 'static'"),
+        ({"cache_implementation": "paged"}, "`cache_implementation` must be 'dynamic'.*got 'paged'"),
+        ({"guidance_scale": 1.5}, "`guidance_scale` must be 1, .*got 1.5. Leave it out"),
         ({"inputs_embeds": torch.zeros(3, 1, 32)}, "not used by the model: .'inputs_embeds'"),
         ({"prompt_lookup_num_tokens": 2}, "only supports .*ASSISTED_GENERATION"),
     ],
-    ids=["cache", "embeddings", "assisted"],
+    ids=["cache", "paged", "guidance", "embeddings", "assisted"],
 )
 def test_what_captioning_cannot_do_is_refused(captioner, images, option, message):
     with pytest.raises(ValueError, match=message):

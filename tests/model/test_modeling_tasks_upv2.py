@@ -1,14 +1,21 @@
 """The task classes: views of one model, one weights file, each with its own labels."""
 
+import copy
+import gc
 import hashlib
 import math
+import pickle
+import shutil
+import weakref
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
+from transformers import GenerationConfig
 
 from tiny_models import CLASS_NAMES, TEXTS, random_images
+from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
 from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
 from transformers_upv2.model.modeling_tasks_upv2 import (
     UniPerceiverV2ForImageClassification,
@@ -103,6 +110,21 @@ def test_views_share_parameters_and_leave_them_unchanged(model, loaded, model_cl
     assert not model_class.from_model(model.eval()).training
 
 
+@pytest.mark.parametrize("model_class", ALL_CLASSES, ids=short_name)
+def test_every_class_reads_shares_and_writes_the_generation_config(folders, model_class, tmp_path):
+    folder = shutil.copytree(folders / short_name(model_class), tmp_path / "given")
+    assert GenerationConfig.from_pretrained(folder).max_new_tokens is None
+    GenerationConfig(max_new_tokens=7, eos_token_id=-1, pad_token_id=1).save_pretrained(folder)
+    loaded = model_class.from_pretrained(folder)
+    captioner = UniPerceiverV2ForConditionalGeneration.from_model(loaded)
+    assert captioner.generate(pixel_values=random_images(1)).shape == (1, 8)  # <s> and 7 words
+    captioner.generation_config.max_new_tokens = 9
+    loaded.save_pretrained(tmp_path / "saved")
+    assert GenerationConfig.from_pretrained(tmp_path / "saved").max_new_tokens == 9
+    (folder / "generation_config.json").unlink()
+    assert model_class.from_pretrained(folder).generation_config.bos_token_id == 0
+
+
 # --- labels ------------------------------------------------------------------------------------
 
 
@@ -150,6 +172,57 @@ def test_classes_of_one_name_are_scored_alike_and_stay_two(model, roberta_tokeni
     assert torch.equal(output.logits[:, 0], output.logits[:, 2])
     assert not torch.equal(output.logits[:, 0], output.logits[:, 1])
     assert output.loss > math.log(2)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))], ids=["deepcopy", "pickle"]
+)
+def test_every_view_names_the_labels_that_another_view_set(model, roberta_tokenizer, copied, tmp_path):
+    detector = UniPerceiverV2ForObjectDetection.from_model(model)
+    segmenter = UniPerceiverV2ForInstanceSegmentation.from_model(detector)
+    classifier = UniPerceiverV2ForImageClassification.from_model(detector)
+    before = copied(segmenter)
+    detector.set_labels(["zero", "star"], roberta_tokenizer)
+    for view in (segmenter, copied(segmenter)):
+        assert view.config.id2label == {0: "zero", 1: "star"}
+        assert view.config.label2id == {"zero": 0, "star": 1}
+        assert view.config.num_labels == 2
+    detector.set_labels(["hat"], roberta_tokenizer)
+    segmenter.save_pretrained(tmp_path)
+    assert UniPerceiverV2Config.from_pretrained(tmp_path).id2label == {0: "hat"}
+    assert classifier.config.id2label == dict(enumerate(CLASS_NAMES))
+    assert before.config.num_labels == 5  # a copy stands alone
+    before.set_labels(["tree", "hat"], roberta_tokenizer)
+    assert before.config.id2label == {0: "tree", 1: "hat"}
+    reference = weakref.ref(segmenter)
+    del segmenter, view
+    gc.collect()
+    assert reference() is None  # no view keeps another alive
+
+
+NUMBERS = {name: index for index, name in enumerate(CLASS_NAMES)}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"num_labels": 2, "id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}},
+        {"num_labels": 2},
+        {"id2label": dict(enumerate(CLASS_NAMES[::-1]))},
+        {"label2id": NUMBERS, "num_labels": 5},
+    ],
+    ids=["recipe", "number", "order", "two sets"],
+)
+def test_labels_without_tokens_are_refused_when_loading(folders, given):
+    with pytest.raises(ValueError, match=r"Labels must be those of a label set.*call `model.set_labels\(names, "):
+        UniPerceiverV2ForImageClassification.from_pretrained(folders / "Model", **given)
+
+
+def test_labels_of_a_label_set_may_be_given_when_loading(folders):
+    given = {"num_labels": 4, "id2label": {str(i): name for name, i in NUMBERS.items()}, "label2id": NUMBERS}
+    for labels in ({}, given, {"num_labels": 5}):
+        classifier = UniPerceiverV2ForImageClassification.from_pretrained(folders / "ForObjectDetection", **labels)
+        assert classifier.config.label2id == NUMBERS
 
 
 def test_a_class_without_labels_needs_the_name_of_the_set(model, roberta_tokenizer):
@@ -240,6 +313,20 @@ def test_pixels_or_an_encoding_and_not_both(model, model_class):
             torch.testing.assert_close(second, first)
             compared += 1
     assert compared
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64), (1, 64, 64, 3), (1, 1, 3, 64, 64)], ids=str)
+def test_pixels_that_are_no_batch_of_images_are_refused(model, batches, shape):
+    pixels, views = torch.zeros(shape), [UniPerceiverV2ForObjectDetection, UniPerceiverV2ForConditionalGeneration]
+    detector, captioner = (view.from_model(model) for view in views)
+    for use in (
+        lambda: detector.encode_image(pixels),
+        lambda: detector(pixels),
+        lambda: detector.train()(pixels, labels=batches["detection"]["labels"]),
+        lambda: captioner.generate(pixel_values=pixels),
+    ):
+        with pytest.raises(ValueError, match=r"`pixel_values` must have the shape \(batch, 3, height, width\), got "):
+            use()
 
 
 def test_zero_shot_classification_equals_classification_of_those_names(model, roberta_tokenizer):

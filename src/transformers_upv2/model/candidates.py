@@ -28,9 +28,30 @@ _FORMAT = "transformers_upv2.candidates"
 def weights_fingerprint(module: nn.Module) -> int:
     """A number that changes whenever a weight is replaced or written in place, as by an optimizer's step.
 
-    It is quick and holds for one process; `weights_digest` outlives it.
+    PyTorch counts no writes to ``parameter.data``, as some optimizers make them, so the first value of every parameter
+    is part of the number. It is quick and holds for one process; `weights_digest` outlives it.
     """
-    return hash(tuple((p.data_ptr(), p._version, p.dtype) for p in module.parameters()))
+    parameters = _all_parameters(module)
+    states = tuple((p.data_ptr(), p._version, p.dtype) for p in parameters)
+    return hash((states, *_first_values(parameters)))
+
+
+def _all_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters; ``module.parameters()`` takes several times as long, since it names them and seeks doubles."""
+    modules = [module]
+    for parent in modules:
+        modules.extend(child for child in parent._modules.values() if child is not None)
+    return [p for parent in modules for p in parent._parameters.values() if p is not None]
+
+
+@torch.no_grad()
+def _first_values(parameters: Sequence[nn.Parameter]) -> list[bytes]:
+    """The first value of each parameter, as bytes of each kind, so that a device is waited for once."""
+    kinds: dict[Hashable, list[Tensor]] = {}
+    for p in parameters:
+        if type(p) is nn.Parameter and not p.is_meta:  # others, such as shards, have no storage to look into
+            kinds.setdefault((p.device, p.dtype), []).append(p.as_strided((min(p.numel(), 1),), (1,)))
+    return [torch.cat(values).view(torch.uint8).cpu().numpy().tobytes() for values in kinds.values()]
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -199,25 +220,50 @@ def average_variants(embeddings: Tensor, counts: Sequence[int]) -> Tensor:
     return F.normalize(sums, dim=-1)
 
 
+def require_names(labels: Sequence[str] | dict[str, Sequence[str]]) -> None:
+    """Refuse one text, which would be taken for a list of its letters, and names that are no texts.
+
+    Raises:
+        ValueError: If ``labels`` is one text, or holds anything but texts.
+    """
+    if isinstance(labels, str):
+        raise ValueError(
+            f"`labels` must be a list of names, or a dict of names and their synonyms, got the text {labels!r}. "
+            f"Pass `[{labels!r}]`."
+        )
+    wrong = [name for name in labels if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"Each name in `labels` must be a text, got {wrong[0]!r}. Pass names, not ids.")
+
+
 def label_texts(
     labels: Sequence[str] | dict[str, Sequence[str]], templates: Sequence[str] | None = None
 ) -> list[list[str]]:
     """Write out the texts that stand for each label: every synonym in every template.
 
     Args:
-        labels: Names, or names with their synonyms.
+        labels: Names, or names with their synonyms; a single text is one synonym.
         templates: Sentences with one ``{}``; None: the bare name, as the paper's.
 
     Returns:
         The texts of each label.
 
     Raises:
-        ValueError: If there is no label, an empty one or one without synonyms, or a template without ``{}``.
+        ValueError: If there is no label, an empty one, one without synonyms or one that is no text, or a template
+            without ``{}``.
     """
+    require_names(labels)
+    if isinstance(templates, str):
+        raise ValueError(
+            f"`templates` must be a list of sentences, got the text {templates!r}. Pass `[{templates!r}]`."
+        )
     for template in templates or ():
         if template.count("{}") != 1:
             raise ValueError(f"Each of `templates` must contain '{{}}' once, got {template!r}.")
-    synonyms = list(labels.values()) if isinstance(labels, dict) else [[name] for name in labels]
+    variants = labels.values() if isinstance(labels, dict) else labels
+    synonyms = [[names] if isinstance(names, str) else list(names) for names in variants]
+    for names in synonyms:
+        require_names(names)
     if not synonyms or not all(names and all(name.strip() for name in names) for names in synonyms):
         raise ValueError(f"`labels` must hold at least one label and no empty one, got {shorten(list(labels))}.")
     return [
@@ -247,8 +293,10 @@ def build_label_set(
         ``{"names": [str], "token_ids": [[[int]]]}``.
 
     Raises:
-        ValueError: If there is no label, an empty one or one without synonyms, or a template without ``{}``.
+        ValueError: If there is no label, an empty one, one that is no text or one without synonyms, or a template
+            without ``{}``.
     """
+    require_names(labels)
     names = list(labels)
     texts = label_texts(labels, templates)
     repeated = [name for name, times in Counter(names).items() if times > 1]

@@ -60,6 +60,23 @@ def _refuse_unknown_fields(config: PreTrainedConfig, extra: dict[str, Any]) -> N
         raise ValueError(f"{type(config).__name__} has no field `{key}`.{hint} Remove it or correct its name.")
 
 
+def _refuse_other_labels(label_sets: dict[str, Any], given: dict[str, Any]) -> None:
+    asked = {key: given[key] for key in ("num_labels", "id2label", "label2id") if given.get(key) is not None}
+    if "id2label" in asked:
+        asked["id2label"] = {int(index): name for index, name in asked["id2label"].items()}
+    if asked and not any(asked.items() <= _named(labels["names"]).items() for labels in label_sets.values()):
+        raise ValueError(
+            f"Labels must be those of a label set, {list(label_sets)}, which has the tokens of its names, got "
+            f"{asked}. Leave these out, and call `model.set_labels(names, tokenizer)` after loading."
+        )
+
+
+def _named(names: list[str]) -> dict[str, Any]:
+    """What transformers calls the labels with these names."""
+    numbers = {name: index for index, name in enumerate(names)}
+    return {"num_labels": len(names), "id2label": dict(enumerate(names)), "label2id": numbers}
+
+
 class _StrictFieldsMixin:
     """Refuses fields that the config does not declare."""
 
@@ -289,6 +306,16 @@ class UniPerceiverV2Config(_StrictFieldsMixin, PreTrainedConfig):
             self.label_sets = {}
         if self.mask_token_id is None:  # RoBERTa's `<mask>` is the vocabulary's last entry
             self.mask_token_id = self.text_config.vocab_size - 1
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Read a saved config; labels that the caller gives must be those of a label set.
+
+        Raises:
+            ValueError: If they are others, which no label set has the tokens of.
+        """
+        _refuse_other_labels(config_dict.get("label_sets") or {}, kwargs)
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_architecture(self) -> None:
         """Check what the fields must hold together."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMode
 from transformers.utils.deprecation import deprecate_kwarg
@@ -99,7 +99,8 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
             model.text_encoder.position_ids(attention_mask),
             model.config.mask_token_id,
         )
-        model.check_encoding(encoding)
+        if past == 0:  # later passes read the image from the cache
+            model.check_encoding(encoding)
         slots = model.decode_caption(layout, encoding.tokens if past == 0 else None, prefix_mask(encoding), cache)
         return CaptioningOutput(logits=vocabulary_logits(model, slots), cache=cache)
 
@@ -128,7 +129,7 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
 
         Raises:
             ValueError: If there are several images and another number of beginnings, or for assisted generation,
-                ``inputs_embeds`` or a ``cache_implementation`` other than ``"dynamic"``.
+                ``inputs_embeds``, guidance or a ``cache_implementation`` other than ``"dynamic"``.
         """
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         input_ids = kwargs.pop("input_ids", inputs)
@@ -141,16 +142,24 @@ class UniPerceiverV2ForConditionalGeneration(UniPerceiverV2TaskModel, Generation
         """Inputs of a step of `generate`; without ``inputs_embeds``, since RoBERTa reads words and slots as ids."""
         return super().prepare_inputs_for_generation(input_ids, **kwargs)
 
-    def _prepare_cache_for_generation(
-        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
-    ) -> None:
-        # transformers would size it for the text encoder's layers; ours holds the decoder's as well
-        kind = generation_config.cache_implementation
-        if kind not in (None, "dynamic"):
+    def _prepare_generation_config(self, *args: Any, **kwargs: Any) -> tuple[GenerationConfig, dict[str, Any]]:
+        options, model_kwargs = super()._prepare_generation_config(*args, **kwargs)
+        if options.cache_implementation not in (None, "dynamic"):
             raise ValueError(
                 "`cache_implementation` must be 'dynamic', since the cache holds the layers of two networks, one with "
-                f"the image and one without, got {kind!r}. Leave it out."
+                f"the image and one without, got {options.cache_implementation!r}. Leave it out."
             )
+        if options.guidance_scale not in (None, 1):
+            raise ValueError(
+                "`guidance_scale` must be 1, since guidance compares with words that follow no image, and every "
+                f"caption has one, got {options.guidance_scale}. Leave it out."
+            )
+        return options, model_kwargs
+
+    def _prepare_cache_for_generation(
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], *_: Any, **__: Any
+    ) -> None:
+        # transformers would size it for the text encoder's layers; ours holds the decoder's as well
         if generation_config.use_cache and model_kwargs.get("cache") is None:
             model_kwargs["cache"] = DynamicCache()
 

@@ -245,8 +245,14 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
     """Read the real height and width of each image, ``(batch, 2)``, from its mask.
 
     Raises:
-        ValueError: If the mask does not fit the images, or marks no rectangle in the top left corner of one.
+        ValueError: If these are no RGB images, the mask does not fit them, or marks no rectangle in the top left
+            corner of one.
     """
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != 3:
+        raise ValueError(
+            f"`pixel_values` must have the shape (batch, 3, height, width), got {tuple(pixel_values.shape)}. Give a "
+            "single image a batch of its own, `pixel_values[None]`."
+        )
     height, width = pixel_values.shape[-2:]
     if pixel_mask is None:
         return torch.tensor([[height, width]], device=pixel_values.device).repeat(pixel_values.shape[0], 1)

@@ -8,9 +8,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .candidates import build_label_set, label_texts
 from .configuration_upv2 import UniPerceiverV2Config
@@ -27,7 +26,9 @@ from .outputs import (
 from .pretrained_upv2 import UniPerceiverV2PreTrainedModel
 from .task_forward import (
     TASK_FORWARD,
+    choose_candidates,
     classification,
+    complete_texts,
     detect,
     detection,
     embed_words,
@@ -39,6 +40,7 @@ from .task_forward import (
     vocabulary_logits,
 )
 from .tasks import TASKS, get_task
+from .tokenizer_upv2 import require_fit
 
 
 class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
@@ -54,8 +56,30 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
     def __init__(self, config: UniPerceiverV2Config, model: UniPerceiverV2Model | None = None) -> None:
         super().__init__(config)
         self.model = UniPerceiverV2Model(config) if model is None else model
-        self._present_labels()
         self.post_init()
+
+    @property  # type: ignore[override]
+    def config(self) -> UniPerceiverV2Config:
+        """The view's config; its ``id2label`` names the present label set, whichever view set it."""
+        labels = self._config.label_sets.get(self.label_set)
+        if labels is not None and labels is not self._presented:
+            self._present_labels(labels)
+        return self._config
+
+    @config.setter
+    def config(self, config: UniPerceiverV2Config) -> None:
+        self._config = config
+        self._presented: dict[str, Any] | None = None
+
+    @property  # type: ignore[override]
+    def generation_config(self) -> GenerationConfig:
+        """How to generate, which all views share."""
+        return self.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, generation_config: GenerationConfig) -> None:
+        if "model" in self._modules:  # transformers sets its own default before there is a model
+            self.model.generation_config = generation_config
 
     @classmethod
     def from_model(cls, model: UniPerceiverV2PreTrainedModel) -> Self:
@@ -71,11 +95,10 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         view = cls(copy.copy(base.config), model=base)
         return view.train(base.training)
 
-    def _present_labels(self) -> None:
-        labels = self.config.label_sets.get(self.label_set)
-        if labels is not None:
-            self.config.id2label = dict(enumerate(labels["names"]))
-            self.config.label2id = {name: index for index, name in enumerate(labels["names"])}
+    def _present_labels(self, labels: dict[str, Any]) -> None:
+        self._config.id2label = dict(enumerate(labels["names"]))
+        self._config.label2id = {name: index for index, name in enumerate(labels["names"])}
+        self._presented = labels
 
     def set_labels(
         self,
@@ -93,14 +116,14 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
             templates: Sentences with one ``{}`` that each name is put into; None: the bare name.
 
         Raises:
-            ValueError: If the class presents no set and none is named, or the labels are unusable.
+            ValueError: If the class presents no set and none is named, or the labels or the tokenizer are unusable.
         """
         name = label_set or self.label_set
         if name is None:
             raise ValueError(f"`label_set` must be given, since {type(self).__name__} presents none, got None.")
+        require_fit(tokenizer, self.model.config)
         # one dict for the model and all its views
         self.model.config.label_sets[name] = build_label_set(labels, tokenizer, templates)
-        self._present_labels()
 
     def encode_labels(
         self,
@@ -119,8 +142,9 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
             Unit vectors, ``(labels, D)``.
 
         Raises:
-            ValueError: If the labels or the templates are unusable.
+            ValueError: If the labels, the templates or the tokenizer are unusable.
         """
+        require_fit(tokenizer, self.model.config)
         texts = label_texts(labels, templates)
         return self.model.text_candidates([tokenizer(variants)["input_ids"] for variants in texts])
 
@@ -272,7 +296,7 @@ class UniPerceiverV2ForZeroShotImageClassification(UniPerceiverV2TaskModel):
         task = TASKS["classification"]
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
         images = self.model.decode_image(encoding, task.input_routes[0])[:, 0]
-        texts = _candidates(self.model, input_ids, attention_mask, candidates)
+        texts = choose_candidates(self.model, input_ids, attention_mask, candidates)
         return image_text_output(self.model, encoding, images, texts, task.temperature)
 
 
@@ -303,7 +327,7 @@ class UniPerceiverV2ForZeroShotObjectDetection(UniPerceiverV2TaskModel):
             Logits ``(batch, N, labels)`` whose sigmoid is the score, and boxes ``(batch, N, 4)``.
         """
         encoding = self.model.resolve_encoding(pixel_values, pixel_mask, image_encoding)
-        candidates = _candidates(self.model, input_ids, attention_mask, candidates)
+        candidates = choose_candidates(self.model, input_ids, attention_mask, candidates)
         if candidates.ndim == 3:
             encoding = match_texts(encoding, len(candidates))
         return detect(self.model, encoding, candidates)[0]
@@ -341,7 +365,7 @@ class UniPerceiverV2ForImageTextRetrieval(UniPerceiverV2TaskModel):
         Returns:
             Logits of every image for every text; a contrastive loss if there are as many of both.
         """
-        input_ids, attention_mask = _texts(input_ids, attention_mask)
+        input_ids, attention_mask = complete_texts(input_ids, attention_mask)
         return retrieval(
             self.model, pixel_values, pixel_mask, image_encoding, input_ids=input_ids, attention_mask=attention_mask
         )
@@ -369,28 +393,8 @@ class UniPerceiverV2ForMaskedLM(UniPerceiverV2TaskModel):
         Returns:
             Logits ``(batch, tokens, vocab_size)``; while training with ``labels`` only the loss.
         """
-        embeddings = embed_words(self.model, *_texts(input_ids, attention_mask))
+        embeddings = embed_words(self.model, *complete_texts(input_ids, attention_mask))
         output = VocabularyOutput() if labels is None else restore_words(self.model, embeddings, labels)
         if labels is None or not self.model.training:  # scoring the whole vocabulary would cost more than the step
             output.logits = vocabulary_logits(self.model, embeddings)
         return output
-
-
-def _texts(input_ids: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Complete the texts of a call: they must be there, and without a mask all tokens are real."""
-    if input_ids is None:
-        raise ValueError("`input_ids` must hold the texts to compare with, got None. Tokenize them first.")
-    return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
-
-
-def _candidates(
-    model: UniPerceiverV2Model, input_ids: Tensor | None, attention_mask: Tensor | None, candidates: Tensor | None
-) -> Tensor:
-    """Take the candidates, or encode the texts ``(..., tokens)`` to ``(..., D)``."""
-    if candidates is not None:
-        if input_ids is not None:
-            raise ValueError("Pass either `input_ids` or `candidates`, got both.")
-        return candidates
-    input_ids, attention_mask = _texts(input_ids, attention_mask)
-    encoded = model.batch_candidates(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
-    return encoded.unflatten(0, input_ids.shape[:-1])

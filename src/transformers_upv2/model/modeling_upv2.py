@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
@@ -48,6 +49,7 @@ class UniPerceiverV2Model(CandidateEncodingModel):
             layer_norm_eps=decoder.layer_norm_eps,
         )
         self.candidate_cache = CandidateCache()
+        self.generation_config = GenerationConfig.from_model_config(config)
         self.post_init()
 
     def reset_parameters(self) -> None:

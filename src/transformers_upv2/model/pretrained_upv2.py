@@ -1,10 +1,12 @@
 """What all model classes share with transformers: config, initialisation, attention."""
 
+import os
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from .conditional_moe import ExpertLinear
 from .configuration_upv2 import UniPerceiverV2Config
@@ -14,12 +16,17 @@ from .pretrained_parts import build_from_parts
 from .unified_decoder import UnifiedDecoderLayer, UniPerceiverV2Attention
 
 _PACKAGE = __name__.rpartition(".")[0] + "."
+_KEYS_OF_PLACES = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class UniPerceiverV2PreTrainedModel(PreTrainedModel):
-    """Base of all model classes."""
+    """Base of all model classes.
+
+    All of them read, keep and write ``generation_config``, so that captions are the same whichever class came before.
+    """
 
     config: UniPerceiverV2Config
+    generation_config: GenerationConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
@@ -34,6 +41,25 @@ class UniPerceiverV2PreTrainedModel(PreTrainedModel):
         "ProposalDecoderLayer",
         "RobertaLayer",
     ]
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """Load as transformers does, which reads the ``generation_config`` for the captioning class alone."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        if pretrained_model_name_or_path is not None and not cls.can_generate():
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            place = {key: kwargs[key] for key in _KEYS_OF_PLACES if key in kwargs}
+            with suppress(OSError):  # without a file the model keeps its defaults
+                model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **place)
+        return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any) -> None:
+        """Save as transformers does, which writes the ``generation_config`` of the captioning class alone."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process and not self.can_generate():
+            self.generation_config.save_pretrained(save_directory)
 
     @classmethod
     def from_pretrained_parts(

@@ -10,6 +10,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase, TextInput
 
 from .image_processing_upv2 import UniPerceiverV2ImageProcessor, UniPerceiverV2ImageProcessorKwargs
+from .tokenizer_upv2 import require_words
 
 TRACES_OF_LOADING = ("is_local", "local_files_only")
 
@@ -32,6 +33,9 @@ class UniPerceiverV2Processor(ProcessorMixin):
         image_processor: Prepares images and reads boxes and masks from outputs.
         tokenizer: RoBERTa's, with ids 0 ``<s>``, 1 ``<pad>``, 2 ``</s>``, 3 ``<unk>`` and last
             ``<mask>``.
+
+    Raises:
+        ValueError: If the tokenizer has no words.
     """
 
     valid_processor_kwargs = UniPerceiverV2ProcessorKwargs
@@ -39,6 +43,7 @@ class UniPerceiverV2Processor(ProcessorMixin):
 
     def __init__(self, image_processor: UniPerceiverV2ImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
+        require_words(tokenizer)
 
     def __call__(
         self,

@@ -18,7 +18,6 @@ from transformers import (
     AutoModelForZeroShotObjectDetection,
     AutoProcessor,
     AutoTokenizer,
-    RobertaTokenizer,
 )
 from transformers.models.auto import modeling_auto
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -44,6 +43,7 @@ from .pipelines_upv2 import (
 )
 from .processing_upv2 import UniPerceiverV2Processor
 from .retrieval_pipeline_upv2 import ImageTextRetrievalPipeline
+from .tokenizer_upv2 import FolderTokenizer
 
 MODELS = {
     AutoModel: UniPerceiverV2Model,
@@ -79,7 +79,7 @@ def register() -> None:
         image_processor_classes={"torchvision": UniPerceiverV2ImageProcessor},
         exist_ok=True,
     )
-    AutoTokenizer.register(UniPerceiverV2Config, tokenizer_class=RobertaTokenizer, exist_ok=True)
+    AutoTokenizer.register(UniPerceiverV2Config, tokenizer_class=FolderTokenizer, exist_ok=True)
     AutoProcessor.register(UniPerceiverV2Config, UniPerceiverV2Processor, exist_ok=True)
     _name_models_for_pipelines()
     _register_pipelines()

@@ -203,6 +203,26 @@ def detect(
     return output, logits
 
 
+def complete_texts(input_ids: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Complete the texts of a call: they must be there, and without a mask all tokens are real."""
+    if input_ids is None:
+        raise ValueError("`input_ids` must hold the texts to compare with, got None. Tokenize them first.")
+    return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+
+
+def choose_candidates(
+    model: UniPerceiverV2Model, input_ids: Tensor | None, attention_mask: Tensor | None, candidates: Tensor | None
+) -> Tensor:
+    """Take the candidates, or encode the texts ``(..., tokens)`` to ``(..., D)``."""
+    if candidates is not None:
+        if input_ids is not None:
+            raise ValueError("Pass either `input_ids` or `candidates`, got both.")
+        return candidates
+    input_ids, attention_mask = complete_texts(input_ids, attention_mask)
+    encoded = model.batch_candidates(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+    return encoded.unflatten(0, input_ids.shape[:-1])
+
+
 def match_texts(encoding: ImageEncoding, num_texts: int) -> ImageEncoding:
     """Give each text its image: one image serves all texts.
 
