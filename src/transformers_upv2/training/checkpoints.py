@@ -37,7 +37,7 @@ class AtomicCheckpoints(Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train as ``transformers.Trainer`` does; ``True`` goes on from the newest checkpoint that is whole."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_checkpoint(self.args.output_dir) or True
+            resume_from_checkpoint = newest_checkpoint(self._get_output_dir(None)) or True
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -126,7 +126,7 @@ def newest_checkpoint(folder: str | Path) -> str | None:
     if checkpoints:
         raise ValueError(
             f"One of the checkpoints in {folder} must be whole, got {len(checkpoints)} that lack files. Remove them "
-            "to begin anew."
+            "to begin anew, or name one in `resume_from_checkpoint` to load it as it is."
         )
     return None
 
