@@ -51,4 +51,4 @@ def test_a_checkpoint_that_lacks_weights_is_refused(make_trainer):
     weights.pop(next(name for name in weights if "backbone" in name))
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(RuntimeError, match="it lacks 1, such as"):
-        make_trainer(seed=0, steps=2).train(resume_from_checkpoint=True)
+        make_trainer(seed=0, steps=2).train(resume_from_checkpoint=f"{trainer.args.output_dir}/checkpoint-1")

@@ -126,7 +126,7 @@ def newest_checkpoint(folder: str | Path) -> str | None:
     if checkpoints:
         raise ValueError(
             f"One of the checkpoints in {folder} must be whole, got {len(checkpoints)} that lack files. Remove them "
-            "to begin anew."
+            "to begin anew, or name one in `resume_from_checkpoint` to load it as it is."
         )
     return None
 
