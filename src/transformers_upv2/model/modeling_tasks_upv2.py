@@ -71,7 +71,7 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
         self._config = config
         self._presented: dict[str, Any] | None = None
 
-    @property  # type: ignore[override]
+    @property
     def generation_config(self) -> GenerationConfig:
         """How to generate, which all views share."""
         return self.model.generation_config
