@@ -55,12 +55,10 @@ class UniPerceiverV2PreTrainedModel(PreTrainedModel):
                 model.generation_config = GenerationConfig.from_pretrained(pretrained_model_name_or_path, **place)
         return loaded
 
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | os.PathLike, is_main_process: bool = True, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save as transformers does, which writes the ``generation_config`` of the captioning class alone."""
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process and not self.can_generate():
+        super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True) and not self.can_generate():
             self.generation_config.save_pretrained(save_directory)
 
     @classmethod
