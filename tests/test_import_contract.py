@@ -90,11 +90,14 @@ SIGNATURES = {
     "transformers:Trainer.log": ["logs", "start_time"],
     "transformers:Trainer.floating_point_ops": ["inputs"],
     "transformers:Trainer._get_grad_norm": ["model", "grad_norm"],
+    "transformers:Trainer._get_learning_rate": [],
     "transformers:Trainer._get_output_dir": ["trial"],
+    "transformers:Trainer.train": ["resume_from_checkpoint"],
     "transformers:Trainer._load_optimizer_and_scheduler": ["checkpoint"],
     "transformers:Trainer._save_checkpoint": ["model", "trial"],
     "transformers:Trainer._issue_warnings_after_load": ["load_result"],
     "transformers:Trainer._save_optimizer_and_scheduler": ["output_dir"],
+    "transformers.trainer_utils:sort_checkpoints": ["output_dir"],
     "transformers.trainer_utils:rotate_checkpoints": ["output_dir", "save_total_limit", "best_model_checkpoint"],
 }
 
