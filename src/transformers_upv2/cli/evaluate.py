@@ -161,8 +161,8 @@ def add_verbs(verbs: Verbs) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """Evaluate on all the data that is given; the model is asked for the data's own class names."""
     quiet_libraries()
-    check_model(options.model)
     datasets, titles = _open_sources(options)
+    check_model(options.model)
 
     from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processor
     from transformers_upv2.evaluation.results import format_table_6, write_results

@@ -141,9 +141,11 @@ def build_model(recipe: Recipe, datasets: Mapping[str, Mapping[str, Any]]) -> tu
         processor = UniPerceiverV2Processor.from_pretrained(source["checkpoint"], **recipe.processor)
     else:
         config = build_config(source)
+        tokenizer = AutoTokenizer.from_pretrained(source["tokenizer"])
+        for name in ("bos_token_id", "pad_token_id", "eos_token_id", "mask_token_id"):
+            setattr(config, name, getattr(tokenizer, name))
         parts = source.get("parts", PRETRAINED_PARTS[source["preset"]])
         model = UniPerceiverV2ForMultiTask.from_pretrained_parts(**parts, config=config)
-        tokenizer = AutoTokenizer.from_pretrained(source["tokenizer"])
         processor = UniPerceiverV2Processor(UniPerceiverV2ImageProcessor(**recipe.processor), tokenizer)
     for task, members in datasets.items():
         member = next(iter(members.values()))

@@ -14,20 +14,19 @@ from transformers_upv2.training.streams import Stream, own_share
 def check_datasets(
     datasets: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any], evaluators: Mapping[str, Evaluator]
 ) -> None:
-    """Check that all data of a task means the same classes, and that evaluation comes to an end.
+    """Check that evaluation means classes that the model knows, and that it comes to an end.
 
-    A label is an index, so all training data must have the same names in the same order. Evaluation finds classes by
-    their names, so it may have some of them.
+    Evaluation finds classes by their names, so it may have some of them in another order.
 
     Args:
-        datasets: The training data of every task.
+        datasets: The training data of every task, whose classes are aligned.
         evaluation: The data to evaluate on, by ``task`` or ``task/name``.
         evaluators: The evaluator of every task.
 
     Raises:
         ValueError: If it does not, or data to evaluate on is a stream; the message names the data sets.
     """
-    names_of_task = {task: _shared_class_names(task, members) for task, members in datasets.items()}
+    names_of_task = {task: _known_class_names(task, members) for task, members in datasets.items()}
     for key, reader in evaluation.items():
         if not hasattr(reader, "__len__"):
             raise ValueError(
@@ -87,21 +86,10 @@ def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
         yield f"{reader.num_masks} of {reader.num_objects} objects have masks"
 
 
-def _shared_class_names(task: str, members: Mapping[str, Any]) -> list[str]:
-    """Return the class names of a task's training data after making sure that they are the same in all of it."""
-    readers, _ = datasets_of_task(members, task)
-    names_of = dict(zip(members, map(_class_names, readers)))
-    first, *others = names_of
-    names = names_of[first]
-    if len(set(names)) < len(names):
-        raise ValueError(f"The class names of {task!r} in {first!r} must all be different, got {names}. Rename some.")
-    for other in others:
-        if names_of[other] != names:
-            raise ValueError(
-                f"All data of {task!r} must have the same class names in the same order, got {names} in {first!r} and "
-                f"{names_of[other]} in {other!r}. Rewrite one of the files."
-            )
-    return names
+def _known_class_names(task: str, members: Mapping[str, Any]) -> list[str]:
+    """Return the class names of a task's training data, which are the same in all of it."""
+    (first, *_), _ = datasets_of_task(members, task)
+    return _class_names(first)
 
 
 def _class_names(reader: Any) -> list[str]:
