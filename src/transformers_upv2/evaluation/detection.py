@@ -202,6 +202,7 @@ def count_masks(truth: CocoInstances) -> COCO:
 def _to_coco(truth: CocoInstances, annotations: list[dict[str, Any]]) -> COCO:
     coco = COCO()
     coco.dataset = {
+        "info": {},  # pycocotools 2.0.10 copies it
         "images": list(truth.images.values()),
         "annotations": annotations,
         "categories": list(truth.categories.values()),
