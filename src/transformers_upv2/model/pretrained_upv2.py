@@ -56,9 +56,13 @@ class UniPerceiverV2PreTrainedModel(PreTrainedModel):
         return loaded
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save as transformers does, which writes the ``generation_config`` of the captioning class alone."""
+        """Save as transformers does, which writes the ``generation_config`` of the captioning class alone.
+
+        Other classes write it if it says more than the config.
+        """
         super().save_pretrained(save_directory, **kwargs)
-        if kwargs.get("is_main_process", True) and not self.can_generate():
+        is_known = self.can_generate() or self.generation_config == GenerationConfig.from_model_config(self.config)
+        if kwargs.get("is_main_process", True) and not is_known:
             self.generation_config.save_pretrained(save_directory)
 
     @classmethod
