@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,19 @@ def test_a_worker_that_dies_stops_the_run_with_what_to_do(tmp_path):
     ):
         trainer.train()
     subprocess.run([sys.executable, "-c", ""], check=True)  # the end of another process does not raise it again
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_a_batch_over_is_told_alike(tmp_path, error):
+    def hang_up(_):
+        raise error
+
+    trainer = make_trainer(tmp_path, save_strategy="no")
+    trainer.get_train_dataloader = partial(hang_up, None)
+    with pytest.raises(
+        RuntimeError, match=r"(?s)must live until the end, got: DataLoader worker exited unexpectedly.*resume"
+    ):
+        trainer.train()
 
 
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
