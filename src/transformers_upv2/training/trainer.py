@@ -5,11 +5,7 @@ Everything random is keyed by the seed and a running number, so nothing but weig
 the number of the update has to be saved: a resumed run does what the killed one would have done.
 """
 
-import gc
 import inspect
-import re
-import time
-import traceback
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,6 +22,7 @@ from transformers_upv2.data.multitask_dataset import WeightedConcat
 from transformers_upv2.training.arguments import MultiTaskTrainingArguments
 from transformers_upv2.training.callbacks import TaskLogCallback, TaskProgressCallback, base_learning_rate
 from transformers_upv2.training.checkpoints import AtomicCheckpoints
+from transformers_upv2.training.dead_workers import explain_dead_workers
 from transformers_upv2.training.loader import (
     JoinedBatches,
     NumberedBatches,
@@ -113,24 +110,11 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         Raises:
             RuntimeError: If a loader worker dies.
         """
-        try:
-            try:
-                return super().train(*args, **kwargs)
-            except (ConnectionError, EOFError) as error:
-                # a worker that dies while it hands a batch over; the signal of its end may come here
-                time.sleep(0.5)
-                raise RuntimeError(f"DataLoader worker exited unexpectedly ({error!r}).") from error
-        except RuntimeError as error:
-            if not re.search(r"DataLoader worker .*(exited unexpectedly|killed by signal)", str(error)):
-                raise
-            # what keeps the loaders must go, or torch raises this again whenever any child process ends
-            traceback.clear_frames(error.__traceback__)
-            self.callback_handler.train_dataloader = None
-            gc.collect()
-            raise RuntimeError(
-                f"Every loader worker must live until the end, got: {error} A killed one has most often run out of "
-                "memory: lower `num_workers` or `batch_sizes`, and go on with `resume_from_checkpoint=True`."
-            ) from error
+        with explain_dead_workers(self._forget_loaders):
+            return super().train(*args, **kwargs)
+
+    def _forget_loaders(self) -> None:
+        self.callback_handler.train_dataloader = None
 
     @property
     def task_log(self) -> TaskLogCallback:
