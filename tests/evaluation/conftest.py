@@ -75,7 +75,7 @@ def coco_dataset(tmp_path):
     annotations.append(crowd)
     categories = [{"id": i, "name": name} for i, name in zip(CATEGORY_IDS, CLASS_NAMES)]
     file = tmp_path / "instances.json"
-    content = {"images": images, "annotations": annotations, "categories": categories}
+    content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
     file.write_text(json.dumps(content))
     return ListDataset(examples, class_names=CLASS_NAMES, category_ids=CATEGORY_IDS, annotation_file=file)
 
