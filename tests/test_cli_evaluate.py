@@ -109,7 +109,7 @@ def test_model_is_asked_for_the_names_of_the_classes_not_of_the_folders(
 
 
 def test_boxes_alone_can_be_evaluated(run: Callable[..., str], instances: Path) -> None:
-    metrics = json.loads(run("--detection", instances, instances.parent, "--boxes-only", "--json"))
+    metrics = json.loads(run("--detection", instances, instances.parent, "--json"))
     assert len(metrics) == 12
     assert 0 <= metrics["detection/box_ap"] <= 1
 
@@ -155,7 +155,7 @@ def test_one_run_fills_table_and_card(
     folder = synsets.parents[1]
     (folder / "text.txt").write_text("a red circle above the square\n")
     data = ["--classification", synsets, "--text", folder / "text.txt"]
-    data += ["--detection", instances, folder, "--boxes-only"]
+    data += ["--detection", instances, folder]
     for name, file in karpathy.items():
         data += [f"--karpathy-{name}", file, folder]
     printed = run(*data, "--out", folder / "scores")

@@ -1,12 +1,8 @@
 """The image processor: parity with DETR's and pycocotools, alignment, any image, exact read-out."""
 
 import base64
-import functools
-import http.server
 import io
 import json
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -312,21 +308,6 @@ def test_exif_rotation_and_files(image: np.ndarray, tmp_path: object) -> None:
         torch.testing.assert_close(pixels(opened), upright)
     torch.testing.assert_close(pixels(path), upright)
     torch.testing.assert_close(pixels([str(path)]), upright)
-
-
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    """Where a server offers the files of the test's folder."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 def test_files_addresses_and_base64_give_the_same_pixels(image: np.ndarray, tmp_path: Path, address: str) -> None:

@@ -1,9 +1,7 @@
 """Pipelines from one folder, and stock pipelines of other models left exactly as they were."""
 
 import functools
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -203,22 +201,11 @@ def test_segments_are_of_the_original_image(load: functools.partial, images: lis
     assert together.max() == 1  # no pixel belongs to two
 
 
-def test_an_url(load: functools.partial, images: list[Image.Image], tmp_path: Path) -> None:
+def test_an_url(load: functools.partial, images: list[Image.Image], address: str, tmp_path: Path) -> None:
     images[0].save(tmp_path / "image.png")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{server.server_port}/image.png"
-        detected = load("object-detection")(url, threshold=0.0)
-        captioned = load("image-captioning")(url, max_new_tokens=3)
-        server.shutdown()
-    assert detected == ask("object-detection", load, images[0])
-    assert captioned == ask("image-captioning", load, images[0])
+    url = f"{address}/image.png"
+    assert load("object-detection")(url, threshold=0.0) == ask("object-detection", load, images[0])
+    assert load("image-captioning")(url, max_new_tokens=3) == ask("image-captioning", load, images[0])
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _open_text(_: argparse.Namespace, file: Path) -> Datasets:
 SOURCES = {
     "world": Source(("FOLDER",), "a demo world, for all tasks", _open_world, has_splits=True),
     "classification": Source(("FOLDER",), "one sub-folder for each class, as ImageNet's", _open_classification),
-    "detection": Source(("JSON", "IMAGES"), "COCO instances and their images; boxes and masks", _open_detection),
+    "detection": Source(("JSON", "IMAGES"), "COCO instances and their images; boxes, masks if any", _open_detection),
     "captions": Source(("JSON", "IMAGES"), "COCO captions and their images; captioning and retrieval", _open_captions),
     "karpathy_coco": Source(
         ("JSON", "IMAGES"),
@@ -134,7 +134,6 @@ def add_verbs(verbs: Verbs) -> None:
         metavar="FILE",
         help="names of the classification folders, such as n01440764: a line with folder and name for each, or JSON",
     )
-    parser.add_argument("--boxes-only", action="store_true", help="for instances that have no masks")
     parser.add_argument(
         "--captions-per-image",
         type=positive,
@@ -236,12 +235,10 @@ def _title(place: Path, split: str | None) -> tuple[str, str]:
 
 def _evaluators(options: argparse.Namespace) -> dict[str, Any]:
     """Return the evaluator of every task, as the options ask for it."""
-    from transformers_upv2.evaluation.detection import DetectionEvaluator
     from transformers_upv2.evaluation.retrieval import RetrievalEvaluator
     from transformers_upv2.evaluation.suite import default_evaluators
 
     return default_evaluators() | {
-        "detection": DetectionEvaluator(with_masks=not options.boxes_only),
         "retrieval": RetrievalEvaluator(captions_per_image=options.captions_per_image, fold_size=options.fold_size),
     }
 

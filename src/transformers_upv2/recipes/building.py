@@ -142,6 +142,7 @@ def build_model(recipe: Recipe, datasets: Mapping[str, Mapping[str, Any]]) -> tu
     else:
         config = build_config(source)
         tokenizer = AutoTokenizer.from_pretrained(source["tokenizer"])
+        # the preset's are those of roberta-base
         for name in ("bos_token_id", "pad_token_id", "eos_token_id", "mask_token_id"):
             setattr(config, name, getattr(tokenizer, name))
         parts = source.get("parts", PRETRAINED_PARTS[source["preset"]])

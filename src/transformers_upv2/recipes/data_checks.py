@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from transformers_upv2.data.class_names import ReorderedClasses
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.evaluation.evaluator import Evaluator, match_class_names
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
@@ -72,6 +73,8 @@ def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
     Raises:
         DataError: If more files are missing.
     """
+    if isinstance(reader, ReorderedClasses):
+        reader = reader.dataset
     if hasattr(reader, "image_files"):
         missing = (file for file in reader.image_files() if not file.is_file())
         found = list(islice(missing, max_missing + 1))

@@ -23,7 +23,7 @@ class Arm:
         name: Folder of its runs.
         tasks: Sampled equally often.
         config: Fields of the model's config that differ; a dict replaces single fields of a part, or the part if
-            it has a ``model_type``. Without ``region_loss_weight`` no class is learned, and proposals are measured.
+            it has a ``model_type``. At ``region_loss_weight`` 0 no class is learned, and proposals are measured.
         arguments: Training arguments that differ.
         start: Where the image side comes from: ``"encoders"``: a checkpoint's; ``"detection"``: pretrained on the
             world's detection from ``"imagenet"``: a new one with ImageNet's backbone; ``"scratch"``: all new.
