@@ -8,6 +8,7 @@ from tiny_recipe import RUNS, SHIPPED, evaluators, save_folder
 from transformers_upv2.evaluation.reference_scores import blind_baselines, ceilings
 from transformers_upv2.evaluation.report import HEADLINE_METRICS
 from transformers_upv2.evaluation.suite import evaluate_all
+from transformers_upv2.model.tasks import TASKS
 from transformers_upv2.model_card import CardFacts, fill_card
 from transformers_upv2.studies.world_model import load_folder, prepare_world
 
@@ -41,7 +42,7 @@ def describe_run() -> CardFacts:
         hardware=f"two CPU cores, two processes: {times}, {sum(seconds.values()) / 60:.0f} min in all",
         seed=0,
         evaluation_command="the last step of `make train-tiny`",
-        test_data=("demo-world", "demo world (test split, seed 0)"),
+        test_data=dict.fromkeys(TASKS, ("demo-world", "demo world (test split, seed 0)")),
         selection=SELECTION,
         limits="Photographs, other classes, other words and other image sizes are outside of what it has seen. The "
         "vocabulary has some 170 words; other text is spelled in bytes that were never trained. The second "

@@ -6,12 +6,15 @@ import json
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import pipeline
 
 from source_files import PACKAGE, ROOT
 from transformers_upv2.data.demo_world import WorldSizes
 from transformers_upv2.data.examples import DataError
+from transformers_upv2.hub import upload_folder
+from transformers_upv2.model_card import main_metrics
 from transformers_upv2.recipes import FOLDER, NAMES
 from transformers_upv2.recipes.building import open_reader, open_training_data
 from transformers_upv2.recipes.recipe import apply_change, read_recipe
@@ -215,7 +218,18 @@ def test_every_recipe_runs(name, data, tmp_path, capsys):
     assert pipeline(
         "image-classification" if "preset" in read_recipe(name).model else "object-detection", str(tmp_path)
     )
+    with upload_folder(tmp_path, "me/mine"):  # complete, and its card is the run's
+        card = ModelCard.load(tmp_path / "README.md")
+    assert {(result.dataset_type, result.metric_type): result.metric_value for result in card.data.eval_results} == {
+        ("data", key.rpartition("/")[2]): pytest.approx(metrics[key], abs=1e-4)
+        for key in main_metrics(metrics)
+        if metrics[key] != -1
+    }
+    (tmp_path / "README.md").write_text("mine")
+    capsys.readouterr()
     main([*command, "arguments.max_steps=6", "evaluation={}"])  # goes on from step 5
+    assert (tmp_path / "README.md").read_text() == "mine"
+    assert "README.md stays as it was" in capsys.readouterr().out
     assert json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())["max_steps"] == 5
 
 

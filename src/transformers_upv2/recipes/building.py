@@ -128,6 +128,11 @@ def build_config(model: Tree) -> UniPerceiverV2Config:
     return UniPerceiverV2Config.preset(model["preset"], **model.get("config", {}))
 
 
+def pretrained_parts(model: Tree) -> Mapping[str, str]:
+    """Return where the parts of a model that starts from a preset come from."""
+    return model.get("parts", PRETRAINED_PARTS[model["preset"]])
+
+
 def build_model(recipe: Recipe, datasets: Mapping[str, Mapping[str, Any]]) -> tuple[UniPerceiverV2ForMultiTask, Any]:
     """Build or load model and processor, and give the model the data's class names.
 
@@ -145,8 +150,7 @@ def build_model(recipe: Recipe, datasets: Mapping[str, Mapping[str, Any]]) -> tu
         # the preset's are those of roberta-base
         for name in ("bos_token_id", "pad_token_id", "eos_token_id", "mask_token_id"):
             setattr(config, name, getattr(tokenizer, name))
-        parts = source.get("parts", PRETRAINED_PARTS[source["preset"]])
-        model = UniPerceiverV2ForMultiTask.from_pretrained_parts(**parts, config=config)
+        model = UniPerceiverV2ForMultiTask.from_pretrained_parts(**pretrained_parts(source), config=config)
         processor = UniPerceiverV2Processor(UniPerceiverV2ImageProcessor(**recipe.processor), tokenizer)
     for task, members in datasets.items():
         member = next(iter(members.values()))

@@ -1,4 +1,4 @@
-"""Run a recipe: train, or go on where a run was, evaluate, and save a folder for every pipeline."""
+"""Run a recipe: train, or go on where a run was, evaluate, and save a folder for every pipeline, with a card."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ from transformers_upv2.recipes import NAMES
 from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
 from transformers_upv2.recipes.recipe import read_recipe
+from transformers_upv2.recipes.run_card import write_card
 from transformers_upv2.training.checkpoints import newest_checkpoint
 
 
@@ -44,12 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     trainer = build_trainer(recipe, options.data, options.out)
     checkpoint = newest_checkpoint(options.out)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trained = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    if trainer.eval_dataset:
-        prefixed = trainer.evaluate()
-        metrics = {key.removeprefix("eval_"): value for key, value in prefixed.items() if "/" in key}
-        if trainer.is_world_process_zero():
+    prefixed = trainer.evaluate() if trainer.eval_dataset else {}
+    metrics = {key.removeprefix("eval_"): value for key, value in prefixed.items() if "/" in key}
+    if trainer.is_world_process_zero():
+        if metrics:
             write_metrics(metrics, options.out / "metrics.json")
             print(format_table_6({options.config: metrics}))
+        since = f" since {Path(checkpoint).name}" if checkpoint else ""
+        took = f"{trained.metrics['train_runtime'] / 60:.1f} minutes{since}"
+        print(write_card(recipe, options.data, trainer, metrics, took))
     leave_together()
