@@ -13,9 +13,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 from transformers import RobertaTokenizer
 
+from hub_server import LocalHub, running_hub
 from tiny_models import CLASS_NAMES, TEXTS, scatter_weights, task_batches, tiny_config
 from transformers_upv2.data.world_tokenizer import train_tokenizer
 from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
@@ -96,3 +98,15 @@ def address(tmp_path: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
+    """A running Hub that the client of this process talks to."""
+    with running_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # else the client of another test's Hub
+        monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
+        yield server

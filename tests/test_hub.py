@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import RobertaTokenizer
 
-from hub_server import LocalHub, running_hub
+from hub_server import LocalHub
 from source_files import ROOT
 from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2ImageProcessor, UniPerceiverV2Processor
 from transformers_upv2.hub import check_folder, code_files, custom_pipelines, push_to_hub, upload_folder
@@ -42,17 +41,6 @@ def saved_folder(
 def folder(saved_folder: Path, tmp_path: Path) -> Path:
     """A complete folder that a test may change."""
     return Path(shutil.copytree(saved_folder, tmp_path / "model"))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
-    """A running Hub that the client of this process talks to."""
-    with running_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_of_a_test")
-        yield server
 
 
 # A folder that is not complete

@@ -86,7 +86,7 @@ def main() -> None:
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
         kills += 1
-        hit_saves += (folder / "killed" / "incomplete").exists()
+        hit_saves += (folder / "killed" / "_incomplete").exists()
     (folder / "report.json").write_text(json.dumps({"kills": kills, "hit_saves": hit_saves}))
 
 

@@ -136,4 +136,4 @@ def test_runs_killed_at_random_moments_end_bit_equal(tmp_path, processes):
         assert same_weights(whole, killed)
     names = {path.name for path in (tmp_path / "runs" / "killed").iterdir()}
     assert {"checkpoint-12", "checkpoint-11"} <= names
-    assert "incomplete" not in names
+    assert "_incomplete" not in names

@@ -285,7 +285,7 @@ def test_a_checkpoint_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.setattr(type(trainer.state), "save_to_json", fail)
     with pytest.raises(RuntimeError, match=r"step 8 .* No space left .* newest whole one is .*checkpoint-4"):
         trainer.train()
-    assert (tmp_path / "incomplete" / "checkpoint-8" / "model.safetensors").exists()
+    assert (tmp_path / "_incomplete" / "checkpoint-8" / "model.safetensors").exists()
     assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-4")
     monkeypatch.undo()
     make_trainer(tmp_path).train(resume_from_checkpoint=True)

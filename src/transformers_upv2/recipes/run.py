@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer = build_trainer(recipe, options.data, options.out)
     checkpoint = newest_checkpoint(options.out)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # which uploads nothing yet
     prefixed = trainer.evaluate() if trainer.eval_dataset else {}
     metrics = {key.removeprefix("eval_"): value for key, value in prefixed.items() if "/" in key}
     if trainer.is_world_process_zero():
@@ -56,4 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         since = f" since {Path(checkpoint).name}" if checkpoint else ""
         took = f"{trained.metrics['train_runtime'] / 60:.1f} minutes{since}"
         print(write_card(recipe, options.data, trainer, metrics, took))
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub()
     leave_together()

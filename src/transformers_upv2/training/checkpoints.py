@@ -19,7 +19,8 @@ from typing_extensions import override
 
 logger = logging.get_logger(__name__)
 
-INCOMPLETE_FOLDER = "incomplete"
+INCOMPLETE_FOLDER = "_incomplete"
+"""The underscore keeps it from being uploaded."""
 FILE_SIZES_NAME = "file_sizes.json"
 """The file of a checkpoint that says which others belong to it."""
 
@@ -27,7 +28,7 @@ FILE_SIZES_NAME = "file_sizes.json"
 class AtomicCheckpoints(Trainer):
     """A Trainer that writes a checkpoint elsewhere and renames it when all of it is on the disk.
 
-    A process that is killed while saving leaves ``incomplete/`` behind, which is never resumed from
+    A process that is killed while saving leaves ``_incomplete/`` behind, which is never resumed from
     and replaced by the next save.
     """
 
@@ -85,12 +86,20 @@ class AtomicCheckpoints(Trainer):
                 os.replace(run_folder / name, incomplete / "old")
             os.replace(incomplete / name, run_folder / name)
             shutil.rmtree(incomplete, ignore_errors=True)
+            if self.args.push_to_hub:
+                self._push_from_checkpoint(str(run_folder / name))
             rotate_checkpoints(
                 output_dir=str(run_folder),
                 save_total_limit=self.args.save_total_limit,
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self.accelerator.wait_for_everyone()
+
+    @override
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload a checkpoint from where it stays; while it is being written, wait."""
+        if self._run_folder is None:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Go on only if the checkpoint had all weights.

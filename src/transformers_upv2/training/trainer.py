@@ -23,6 +23,7 @@ from transformers_upv2.training.arguments import MultiTaskTrainingArguments
 from transformers_upv2.training.callbacks import TaskLogCallback, TaskProgressCallback, base_learning_rate
 from transformers_upv2.training.checkpoints import AtomicCheckpoints
 from transformers_upv2.training.dead_workers import explain_dead_workers
+from transformers_upv2.training.drafted_card import DraftedCard
 from transformers_upv2.training.loader import (
     JoinedBatches,
     NumberedBatches,
@@ -44,7 +45,7 @@ Collator = Callable[[list[Any]], dict[str, Any]]
 MIXED = "mixed"
 
 
-class MultiTaskTrainer(AtomicCheckpoints, Trainer):
+class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
     """Trains one model on several tasks, one task an update (or all, with ``sampling="mixed"``).
 
     Args:
