@@ -237,3 +237,17 @@ def test_no_is_a_word_and_only_true_and_false_are_booleans():
     changes = ["arguments.save_strategy=no", "arguments.bf16=false", "arguments.learning_rate=1.0e-3"]
     arguments = read_recipe("finetune_coco_json", changes).arguments
     assert (arguments["save_strategy"], arguments["bf16"], arguments["learning_rate"]) == ("no", False, 1e-3)
+
+
+@pytest.mark.slow
+def test_a_recipe_uploads_what_it_made_with_its_card(data, tmp_path, hub):
+    changes = ["arguments.push_to_hub=true", "arguments.hub_model_id=me/mine", "arguments.max_steps=2"]
+    command = ["--config", "finetune_coco_json", "--data", str(data), "--out", str(tmp_path / "out")]
+    main([*command, "--set", *small_changes("finetune_coco_json", data), *changes])
+    files = hub.files("me/mine")
+    assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert {"processor_config.json", "tokenizer.json", "metrics.json"} <= files.keys()
+    card = files["README.md"].decode()
+    assert "| seed | 0 |" in card
+    metrics = json.loads(files["metrics.json"])
+    assert ModelCard(card).data.eval_results[0].metric_value == pytest.approx(metrics["detection/box_ap"], abs=1e-4)
