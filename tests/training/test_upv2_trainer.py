@@ -150,7 +150,7 @@ def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):
 
     def evaluator(model, processor, dataset, *, batch_size, progress):
         calls.append((model, processor, len(dataset), batch_size, progress))
-        return {"top1": len(dataset) / 10}
+        return {"top1": np.float32(len(dataset) / 10), "top5": torch.tensor(0.5)}
 
     trainer = make_trainer(
         tmp_path,
@@ -163,9 +163,12 @@ def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):
     trainer.train()
     assert calls[0] == (trainer.model, processor, 7, 5, False)
     rows = [row for row in trainer.state.log_history if "eval_classification/other/top1" in row]
-    assert [(row["step"], row["eval_classification/other/top1"]) for row in rows] == [(10, 0.3), (20, 0.3)]
+    found = [(row["step"], row["eval_classification/other/top1"]) for row in rows]
+    assert found == [(10, pytest.approx(0.3)), (20, pytest.approx(0.3))]
     metrics = trainer.evaluate({"classification/new": Images(range(1))}, metric_key_prefix="test")
-    assert metrics == {"test_classification/new/top1": 0.1, "epoch": 1.0}
+    names = ("test_classification/new/top1", "test_classification/new/top5", "epoch")
+    assert metrics == dict(zip(names, (pytest.approx(0.1), 0.5, 1.0)))
+    assert {type(value) for value in metrics.values()} == {float}  # others are left out of curves and cannot be saved
     with pytest.raises(ValueError, match=r"none for 'retrieval', only for \['classification'\]"):
         trainer.evaluate({"retrieval/flickr30k": Images(range(3))})
 

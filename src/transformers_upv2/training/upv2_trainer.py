@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
+from transformers.trainer_utils import denumpify_detensorize
 from typing_extensions import override
 
 from transformers_upv2.data.class_names import require_equal_classes
@@ -114,7 +115,8 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
             batch_size=self.args.per_device_eval_batch_size,
             progress=not self.args.disable_tqdm,
         )
-        metrics = {f"{prefix}/{name}": value for name, value in results.items()}
+        # a number of numpy or torch would be left out of curves, and cannot be saved in a checkpoint
+        metrics = {f"{prefix}/{name}": denumpify_detensorize(value) for name, value in results.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
