@@ -336,6 +336,6 @@ def test_text_corpus_errors(tmp_path):
         TextCorpus(tmp_path / "a.txt")
     with pytest.raises(DataError, match=r"none\.txt: the text file must exist"):
         TextCorpus(tmp_path / "none.txt")
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(DataError, match=r"a\.txt: a line must be UTF-8"):
-        TextCorpus(tmp_path / "a.txt")[0]
+    (tmp_path / "a.txt").write_bytes(b"one\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"a\.txt: the line at byte 4 must be UTF-8"):
+        TextCorpus(tmp_path / "a.txt")[1]

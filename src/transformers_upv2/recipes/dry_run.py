@@ -38,8 +38,8 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
 
     Raises:
         ValueError: If the recipe or its arguments are wrong, class names differ, or a stream has too few shards.
-        DataError: If a data set is missing or malformed, more of its first examples are bad than the run would bear, or
-            too many images are missing.
+        DataError: If a data set is missing or malformed, more of its first examples are bad than the run would bear,
+            or too many images are missing.
     """
     # whether this machine can do bfloat16 does not matter here
     arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments | {"bf16": False})
