@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from transformers_upv2.data.class_names import align_classes, require_equal_classes
+from transformers_upv2.data.class_names import align_classes, require_equal_classes, require_known_classes
 from transformers_upv2.data.coco_detection import CocoDetection
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.image_folder import ImageFolder
@@ -86,3 +86,13 @@ def test_streams_of_readers_are_checked(tmp_path):
         require_equal_classes("classification", {"x": first, "y": ShuffledStream(second)})
     with pytest.raises(DataError, match="with `align_classes`"):
         align_classes("classification", {"x": first, "y": ShuffledStream(second)})
+
+
+def test_the_model_must_know_the_classes_in_their_order(tmp_path):
+    data = open_coco(tmp_path, "first", {1: "cat", 2: "dog"})
+    require_known_classes("detection", {"": data}, ["cat", "dog"])
+    require_known_classes("detection", {"": [{"label": 0}]}, ["cat"])  # a data set that does not name its classes
+    with pytest.raises(ValueError, match=r"the model has them as \['dog', 'cat'\], the data as \['cat', 'dog'\]"):
+        require_known_classes("detection", {"x": (data, 1.0)}, ["dog", "cat"])
+    with pytest.raises(ValueError, match=r"only in the model: \[\], only in the data: .*dog.*label_set='detection'\)"):
+        require_known_classes("detection", {"": data}, ["cat"])

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.examples import DataError, reason_of
 from transformers_upv2.data.image_text_shards import ImageTextShards
-from transformers_upv2.training.streams import Stream, StreamedBatches, own_share
+from transformers_upv2.training.streams import ShuffledStream, Stream, StreamedBatches, name_of_bad, own_share
 
 PER_SHARD = 4
 
@@ -121,6 +121,41 @@ def test_bad_examples_and_broken_shards_are_yielded_not_raised(tmp_path):
         "2.parquet: the shard must be readable to its end",
     ):
         assert part in messages
+
+
+BAD_ROWS = [{"image": b"no image", "caption": "x"}, {"image": png(1), "caption": ""}, {"caption": "x"}]
+
+
+def test_bad_examples_are_told_apart_by_shard_and_row(tmp_path):
+    """However often the same fault comes, or the whole shard again."""
+    for shard in range(2):
+        write_tar(tmp_path / f"{shard}.tar", {n: {"jpg": b"no image", "txt": b"x"} for n in range(10)})
+        table = pyarrow.Table.from_pylist(BAD_ROWS * 10)
+        pyarrow.parquet.write_table(table, tmp_path / f"{shard}.parquet")
+    files = [str(tmp_path / f"{shard}.{kind}") for shard in range(2) for kind in ("tar", "parquet")]
+    for stream in (ImageTextShards(files), ShuffledStream(Broken())):
+        names = [name_of_bad(reason_of(error)) for _ in range(2) for error in stream]
+        assert len(names) == 2 * len(set(names)) > 20
+
+
+class Broken(list):
+    def __len__(self):
+        return 15
+
+    def __getitem__(self, index):
+        raise DataError("broken")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_fields_of_any_name_are_not_taken_for_our_own(tmp_path, kind):
+    if kind == "tar":
+        rows = {"a": {"png": png(3), "txt": b"x", "error": b"none", "where": b"Rome"}}
+        write_tar(tmp_path / "0.tar", rows)
+    else:
+        table = pyarrow.Table.from_pylist([{"image": png(3), "text": "x", "error": None, "where": "Rome"}])
+        pyarrow.parquet.write_table(table, tmp_path / "0.parquet")
+    (example,) = ImageTextShards(str(tmp_path / f"0.{kind}"))
+    assert (levels([example]), example["captions"]) == ([3], ["x"])
 
 
 @pytest.mark.parametrize(

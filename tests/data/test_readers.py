@@ -1,6 +1,7 @@
 """The four readers of real data formats."""
 
 import json
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.image_captions import ImageCaptions
 from transformers_upv2.data.image_folder import ImageFolder
 from transformers_upv2.data.text_corpus import TextCorpus
+from transformers_upv2.model.coco_masks import MAX_COORDINATE
 
 NULL = object()
 """Null in the file, where None means that the field is removed."""
@@ -145,14 +147,43 @@ def change(path, value):
         (["annotations", 1, "segmentation", "counts"], [100, -20], r"annotations\[1\]: .* got the sum 80"),
         (["annotations", 1, "segmentation", "counts"], "55", r"annotations\[1\]: .* got the sum 10"),
         (["annotations", 1, "segmentation", "counts"], "a b", r"annotations\[1\]: .* 'a b' is no compressed"),
-        (["annotations", 0, "segmentation", 0, 1], float("nan"), r"annotations\[0\]: .* finite numbers, got another"),
-        (["annotations", 0, "segmentation", 0, 1], float("inf"), r"annotations\[0\]: .* finite numbers, got another"),
-        (["annotations", 0, "segmentation", 0, 1], "2", r"annotations\[0\]: .* finite numbers, got another"),
+        (
+            ["annotations", 0, "segmentation", 0, 1],
+            float("nan"),
+            r"annotations\[0\]: .* finite numbers .*, got another",
+        ),
+        (
+            ["annotations", 0, "segmentation", 0, 1],
+            float("inf"),
+            r"annotations\[0\]: .* finite numbers .*, got another",
+        ),
+        (["annotations", 0, "segmentation", 0, 1], 1e9, r"annotations\[0\]: .* up to 100000, got another"),
+        (["annotations", 0, "segmentation", 0, 1], -1e30, r"annotations\[0\]: .* up to 100000, got another"),
+        (["annotations", 0, "segmentation", 0, 1], 10**400, r"annotations\[0\]: .* up to 100000, got another"),
+        (["annotations", 0, "bbox", 2], 10**400, r"annotations\[0\]: `bbox` must be four finite"),
+        (["annotations", 0, "area"], 10**400, r"annotations\[0\]: `area` must be a number"),
+        (["images", 0, "width"], 10**400, r"images\[0\]: `width` must be a whole number of pixels up to 100000"),
+        (["images", 0, "width"], 1e30, r"images\[0\]: `width` must be a whole number of pixels up to 100000"),
+        (["annotations", 1, "segmentation", "size"], [10**9, 10**9], r"annotations\[1\]: .* got \[1000000000"),
+        (["annotations", 1, "segmentation", "counts"], [10**18], r"annotations\[1\]: .* got the sum 1000000000"),
+        (
+            ["annotations", 0, "segmentation", 0, 1],
+            "2",
+            r"annotations\[0\]: .* finite numbers .*, got another",
+        ),
         (["annotations", 0, "iscrowd"], "no", r"annotations\[0\]: `iscrowd` must be a number, got 'no'"),
         (["annotations", 0, "image_id"], [7], r"annotations\[0\]: `image_id` must be .* got \[7\]"),
         (["annotations"], {}, r"i\.json: `annotations` must be a list, got dict"),
-        (["images", 0, "width"], "10", r"images\[0\]: `width` must be a whole number of pixels, got '10'"),
-        (["images", 0, "width"], NULL, r"images\[0\]: `width` must be a whole number of pixels, got None"),
+        (
+            ["images", 0, "width"],
+            "10",
+            r"images\[0\]: `width` must be a whole number .* got '10'",
+        ),
+        (
+            ["images", 0, "width"],
+            NULL,
+            r"images\[0\]: `width` must be a whole number .* got None",
+        ),
         (["images", 0, "file_name"], NULL, r"images\[0\]: `file_name` must be a text, got None"),
         (["images", 1, "id"], "3", r"images\[1\]: `id` must be an integer, or a text in all .* got '3' after 7"),
         (["categories", 0, "name"], 3, r"categories\[0\]: `name` must be a text, got 3"),
@@ -162,6 +193,19 @@ def test_coco_names_file_and_field_of_a_malformed_entry(tmp_path, coco, path, va
     change(path, value)(coco)
     with pytest.raises(DataError, match=message):
         read(tmp_path, coco)
+
+
+def test_coco_far_corners_are_drawn_without_gigabytes(tmp_path, coco):
+    """The farthest that are allowed; a file without areas draws its masks when it is read."""
+    far = MAX_COORDINATE
+    coco["annotations"][0]["segmentation"] = [[2, 2, far, 2, far, far, 2, far]]
+    coco["annotations"][0]["bbox"] = [2, 2, 1e30, 1e30]
+    del coco["annotations"][0]["area"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    dataset = read(tmp_path, coco)
+    (found,) = dataset[0]["annotations"]
+    assert (found["bbox"], found["area"]) == ([2, 2, 8, 6], 48)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
 def test_coco_file_must_be_json(tmp_path):
@@ -336,6 +380,6 @@ def test_text_corpus_errors(tmp_path):
         TextCorpus(tmp_path / "a.txt")
     with pytest.raises(DataError, match=r"none\.txt: the text file must exist"):
         TextCorpus(tmp_path / "none.txt")
-    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(DataError, match=r"a\.txt: a line must be UTF-8"):
-        TextCorpus(tmp_path / "a.txt")[0]
+    (tmp_path / "a.txt").write_bytes(b"one\n\xff\xfe\n")
+    with pytest.raises(DataError, match=r"a\.txt: the line at byte 4 must be UTF-8"):
+        TextCorpus(tmp_path / "a.txt")[1]

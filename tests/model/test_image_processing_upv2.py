@@ -185,11 +185,14 @@ def test_masks_are_absent_without_segmentations(image: np.ndarray) -> None:
             {"segmentation": [[1, 2, 3, 4]]},
             r"`segmentation` cannot be read. A polygon must be .*4\]",
         ),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, r"finite numbers, got .*inf"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, r"finite numbers up to 100000, got .*inf"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e9]]}, r"finite numbers up to 100000, got .*1000000000"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 10**400]]}, r"`segmentation` cannot be read. int too large"),
+        ({"segmentation": {"size": [40, 60], "counts": [2500, -100]}}, r"not be negative .* smallest -100"),
         ({"segmentation": "abc"}, r"non-empty list of polygons .* got 'abc'"),
         ({"segmentation": {"counts": [3]}}, r"keys 'size' and 'counts', got \['counts'\]"),
         ({"segmentation": {"size": [9, 9], "counts": [81]}}, r"size \[9, 9\] .* \[40, 60\]"),
-        ({"segmentation": {"size": [40, 60], "counts": [81]}}, r"= 2400, got 81"),
+        ({"segmentation": {"size": [40, 60], "counts": [81]}}, r"= 2400, got .* the sum 81"),
     ],
 )
 def test_bad_annotations(image: np.ndarray, fields: dict, message: str) -> None:

@@ -111,6 +111,25 @@ def test_missing_images_are_found(write):
         dry_run(root, "evaluation={}", "arguments.max_bad_samples=1")
 
 
+def test_bad_examples_are_borne_as_the_run_bears_them(write, content):
+    """Training replaces a bad annotation; evaluation does not read it, and stops at a bad image."""
+    bad = [each | {"bbox": [200, 200, 10, 10]} for each in content["annotations"][:2]]
+    content["annotations"][:2] = bad
+    root = write()
+    shown = dry_run(root)
+    assert "the first good one has image, image_id, annotations, 2 bad before it would be replaced, such as " in shown
+    assert shown.count("bad before it") == 1
+    with pytest.raises(DataError, match=r"detection own: at most 1 .* the first 2 are.*`bbox` must have an area"):
+        dry_run(root, "arguments.max_bad_samples=1")
+    (root / "images" / "0.png").write_bytes(b"no picture")
+    assert "2 bad before it" in dry_run(root, "evaluation={}")
+    with pytest.raises(DataError, match=r"evaluation detection: at most 0 .* image file must be readable"):
+        dry_run(root)
+    content["annotations"] = [each | {"bbox": [200, 200, 10, 10]} for each in content["annotations"]]
+    with pytest.raises(DataError, match=r"detection own: .* not all, but the first 6 are"):
+        dry_run(write(), "evaluation={}")
+
+
 def test_streams_must_have_a_shard_for_every_worker_and_are_not_evaluated_on(write):
     root = write()
     picture = io.BytesIO()

@@ -1,5 +1,11 @@
 """The log keeps tasks apart, and the progress bar shows their losses."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from multitask_toys import TASKS, make_trainer
@@ -57,6 +63,28 @@ def test_samples_and_time_shares_are_logged_for_every_task(tmp_path, sampling):
     assert "learning_rate" in logs
 
 
+@pytest.mark.parametrize("sampling", ["unmixed", "mixed"])
+def test_the_speed_counts_the_samples_of_this_run(tmp_path, sampling):
+    """Of batches of different sizes, and without those before a resume."""
+    arguments = {} if sampling == "unmixed" else {"sampling": "mixed", "optimizer": "adamw"}
+    options = {"batch_sizes": {"a": 1, "b": 2, "c": 16}, "per_device_train_batch_size": 8, **arguments}
+    make_trainer(tmp_path, max_steps=4, **options).train()
+    trainer = make_trainer(tmp_path, **options)
+    speed = trainer.train(resume_from_checkpoint=True).metrics
+    num_samples = sum(len(index) for _, index, _ in trainer.model.calls)
+    assert speed["train_samples_per_second"] * speed["train_runtime"] == pytest.approx(num_samples, rel=1e-2)
+
+
+NAMES = ("loss", "samples", "time_share", "steps", "grad_norm")
+
+
+def numbers_of(history):
+    """Return what a run noted of every task, by the names that transformers gives to them."""
+    names = ["learning_rate", *(f"loss/{task}/square" for task in TASKS)]
+    names += [f"{name}/{task}" for name in NAMES for task in TASKS]
+    return {f"train/{name}": [row[name] for row in history if name in row] for name in names}
+
+
 def test_tensorboard_gets_the_numbers_of_every_task(tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
@@ -65,8 +93,31 @@ def test_tensorboard_gets_the_numbers_of_every_task(tmp_path, monkeypatch):
     (file,) = (tmp_path / "logs").rglob("events.*")
     events = accumulator.EventAccumulator(str(file))
     events.Reload()
-    for task in TASKS:
-        for name in ("loss", "samples", "time_share", "steps", "grad_norm"):
-            assert events.Scalars(f"train/{name}/{task}")
-        assert events.Scalars(f"train/loss/{task}/square")
-    assert events.Scalars("train/learning_rate")
+    for name, values in numbers_of(trainer.state.log_history).items():
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(values, rel=1e-6)
+        assert len(values) >= 2
+
+
+@pytest.mark.slow
+def test_trackio_gets_the_numbers_of_every_task(tmp_path):
+    """In processes of their own, for trackio reads its folder when it is imported."""
+    pytest.importorskip("trackio")
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HUB_OFFLINE": "1"}
+    arguments = {"report_to": ["trackio"], "project": "toys", "run_name": "first", "save_steps": 12}
+    options = json.dumps({"folder": str(tmp_path), "arguments": arguments})
+    script = Path(__file__).with_name("multitask_toys.py")
+    subprocess.run([sys.executable, str(script), options], env=environment, check=True, capture_output=True)
+    state = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
+    command = [sys.executable, "-c", READ_TRACKIO, "toys", "first"]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    rows = json.loads(done.stdout.splitlines()[-1])
+    for name, values in numbers_of(state["log_history"]).items():
+        assert [row[name] for row in rows if name in row][: len(values)] == pytest.approx(values)
+        assert len(values) >= 2
+
+
+READ_TRACKIO = """
+import json, sys
+from trackio.sqlite_storage import SQLiteStorage
+print(json.dumps(SQLiteStorage.get_logs(*sys.argv[1:])))
+"""

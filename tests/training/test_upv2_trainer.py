@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from tiny_models import tiny_config
 from transformers_upv2.data.coco_detection import CocoDetection
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.world_tokenizer import train_tokenizer
 from transformers_upv2.model.image_processing_upv2 import UniPerceiverV2ImageProcessor
+from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 from transformers_upv2.training.streams import ShuffledStream
@@ -150,7 +152,7 @@ def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):
 
     def evaluator(model, processor, dataset, *, batch_size, progress):
         calls.append((model, processor, len(dataset), batch_size, progress))
-        return {"top1": len(dataset) / 10}
+        return {"top1": np.float32(len(dataset) / 10), "top5": torch.tensor(0.5)}
 
     trainer = make_trainer(
         tmp_path,
@@ -163,9 +165,12 @@ def test_evaluators_name_their_metrics_by_data_set(tmp_path, processor):
     trainer.train()
     assert calls[0] == (trainer.model, processor, 7, 5, False)
     rows = [row for row in trainer.state.log_history if "eval_classification/other/top1" in row]
-    assert [(row["step"], row["eval_classification/other/top1"]) for row in rows] == [(10, 0.3), (20, 0.3)]
+    found = [(row["step"], row["eval_classification/other/top1"]) for row in rows]
+    assert found == [(10, pytest.approx(0.3)), (20, pytest.approx(0.3))]
     metrics = trainer.evaluate({"classification/new": Images(range(1))}, metric_key_prefix="test")
-    assert metrics == {"test_classification/new/top1": 0.1, "epoch": 1.0}
+    names = ("test_classification/new/top1", "test_classification/new/top5", "epoch")
+    assert metrics == dict(zip(names, (pytest.approx(0.1), 0.5, 1.0)))
+    assert {type(value) for value in metrics.values()} == {float}  # others are left out of curves and cannot be saved
     with pytest.raises(ValueError, match=r"none for 'retrieval', only for \['classification'\]"):
         trainer.evaluate({"retrieval/flickr30k": Images(range(3))})
 
@@ -177,6 +182,21 @@ def test_data_sets_of_a_task_must_have_equal_classes(tmp_path, processor):
     with pytest.raises(DataError, match=r"only in 'x': \['thing'\], only in 'y': \['bus'\]"):
         make_trainer(tmp_path, processor, {"detection": {"x": (first, 1.0), "y": (second, 1.0)}})
     make_trainer(tmp_path, processor, {"detection": {"x": first, "y": first}})
+
+
+def test_a_model_of_other_classes_is_not_trained(tmp_path, processor):
+    """It would learn the data's labels under its own names."""
+    data = broken_coco(tmp_path)
+    model = UniPerceiverV2ForMultiTask(tiny_config(text_config={"vocab_size": len(processor.tokenizer)}))
+    arguments = UniPerceiverV2TrainingArguments(output_dir=str(tmp_path), max_steps=1, use_cpu=True, report_to="none")
+    for names in (None, ["car", "bus"], ["thing", "bus"]):
+        if names:
+            model.set_labels(names, processor.tokenizer, label_set="detection")
+        for datasets in (data, {"own": (torch.utils.data.Subset(data, [0, 1]), 1.0)}):
+            with pytest.raises(ValueError, match=r"labels of task 'detection' .* `model.set_labels\("):
+                UniPerceiverV2Trainer(model, arguments, {"detection": datasets}, processing_class=processor)
+    model.set_labels(data.class_names, processor.tokenizer, label_set="detection")
+    UniPerceiverV2Trainer(model, arguments, {"detection": data}, processing_class=processor)
 
 
 def test_unknown_tasks_are_named(tmp_path, processor):

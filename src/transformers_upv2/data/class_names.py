@@ -1,6 +1,6 @@
 """The classes of several data sets of one task: a label must mean the same class in all of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -86,7 +86,31 @@ def require_equal_classes(task: str, members: Mapping[str, Any]) -> None:
     for member, names in named.items():
         first, wanted = next(iter(named.items()))
         if names != wanted:
-            raise DataError(_describe(task, first, wanted, member, names))
+            raise DataError(
+                f"All data sets of task {task!r} must have the same classes in the same order, but "
+                f"{_difference(repr(first), wanted, repr(member), names)}. Rename the classes, or bring them into one "
+                "order with `align_classes`, which needs every name once."
+            )
+
+
+def require_known_classes(task: str, members: Mapping[str, Any], model_names: Sequence[str]) -> None:
+    """Make sure that a label of the data is the model's label of the same name.
+
+    Args:
+        task: Their task, for the message.
+        members: ``{name: dataset}`` or ``{name: (dataset, weight)}``, all of the same classes.
+        model_names: What the model knows, in the order of its labels.
+
+    Raises:
+        ValueError: If the names or their order differ.
+    """
+    for names in _members_with_classes(members).values():
+        if names != list(model_names):
+            raise ValueError(
+                f"The model's labels of task {task!r} must be the classes of its training data in the same order, but "
+                f"{_difference('the model', list(model_names), 'the data', names)}. Call "
+                f"`model.set_labels(dataset.class_names, tokenizer, label_set={task!r})` first."
+            )
 
 
 def _members_with_classes(members: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -103,14 +127,9 @@ def _reader(entry: Any) -> Any:
     return entry[0] if isinstance(entry, tuple) else entry
 
 
-def _describe(task: str, first: str, wanted: list[str], member: str, names: list[str]) -> str:
+def _difference(first: str, wanted: list[str], member: str, names: list[str]) -> str:
     """Say in short how two lists of classes differ."""
     missing, added = ([n for n in one if n not in other] for one, other in ((wanted, names), (names, wanted)))
     if missing or added:
-        how = f"only in {first!r}: {shorten(missing)}, only in {member!r}: {shorten(added)}"
-    else:
-        how = f"{first!r} has them as {shorten(wanted)}, {member!r} as {shorten(names)}"
-    return (
-        f"All data sets of task {task!r} must have the same classes in the same order, but {how}. Rename the classes, "
-        "or bring them into one order with `align_classes`, which needs every name once."
-    )
+        return f"only in {first}: {shorten(missing)}, only in {member}: {shorten(added)}"
+    return f"{first} has them as {shorten(wanted)}, {member} as {shorten(names)}"

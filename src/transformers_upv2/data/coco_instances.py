@@ -4,6 +4,7 @@ Format: https://cocodataset.org/#format-data.
 """
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pycocotools import mask as coco_mask
 from transformers_upv2.data.annotation_geometry import to_rle
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.json_files import index_by_id, read_json, require_keys
-from transformers_upv2.model.coco_masks import MIN_POLYGON_NUMBERS, run_lengths
+from transformers_upv2.model.coco_masks import MAX_COORDINATE, MIN_POLYGON_NUMBERS, run_lengths
 
 Item = dict[str, Any]
 
@@ -76,11 +77,7 @@ def drawable_mask(annotation: Mapping[str, Any]) -> list[list[float]] | Item | N
 
 def check_box(box: object, where: str) -> None:
     """Check that a COCO box is four finite numbers."""
-    if (
-        not isinstance(box, list)
-        or len(box) != 4
-        or not all(isinstance(x, int | float) and math.isfinite(x) for x in box)
-    ):
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
         raise DataError(f"{where}: `bbox` must be four finite numbers [left, top, width, height], got {box!r}.")
 
 
@@ -96,7 +93,7 @@ def check_segmentation(segmentation: object, image: Item, where: str) -> None:
     elif not isinstance(segmentation, list) or not all(map(_is_polygon, segmentation)):
         raise DataError(
             f"{where}: `segmentation` must be a run-length code or a list of polygons [x1, y1, x2, y2, ...], all of "
-            "them finite numbers, got another kind. Correct or remove the annotation."
+            f"them finite numbers up to {MAX_COORDINATE}, got another kind. Correct or remove the annotation."
         )
 
 
@@ -116,10 +113,20 @@ def _check_run_lengths(code: Item, image: Item, where: str) -> None:
         )
 
 
+def _is_number(value: object) -> bool:
+    """Whether it is a number that floats can hold; JSON's integers may be larger."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
 def _is_polygon(polygon: object) -> bool:
-    """Whether it is a flat list of pairs of finite numbers; the sum of others is not finite or not defined."""
+    """Whether it is a flat list of pairs of numbers of pixels; the sum of others is not finite or not defined."""
     try:
-        return isinstance(polygon, list) and len(polygon) % 2 == 0 and math.isfinite(sum(polygon))
+        return (
+            isinstance(polygon, list)
+            and len(polygon) % 2 == 0
+            and math.isfinite(sum(polygon))
+            and -MAX_COORDINATE <= min(polygon, default=0) <= max(polygon, default=0) <= MAX_COORDINATE
+        )
     except (TypeError, OverflowError):
         return False
 
@@ -130,8 +137,10 @@ def _check_image(image: Item, where: str) -> None:
         raise DataError(f"{where}: `file_name` must be a text, got {image['file_name']!r}.")
     for side in ("width", "height"):
         value = image[side]
-        if not isinstance(value, int | float) or value < 1 or not float(value).is_integer():
-            raise DataError(f"{where}: `{side}` must be a whole number of pixels, got {value!r}.")
+        if not isinstance(value, int | float) or not 1 <= value <= MAX_COORDINATE or not float(value).is_integer():
+            raise DataError(
+                f"{where}: `{side}` must be a whole number of pixels up to {MAX_COORDINATE}, got {value!r}."
+            )
         image[side] = int(value)
 
 
@@ -155,7 +164,7 @@ def _number_or(annotation: Item, field: str, default: int, where: str) -> Any:
     value = annotation.get(field)
     if value is None:
         return default
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise DataError(f"{where}: `{field}` must be a number, got {value!r}.")
     return value
 

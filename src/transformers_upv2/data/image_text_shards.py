@@ -24,6 +24,7 @@ Row = dict[str, Any]
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "image")
 TEXT_FIELDS = ("txt", "caption", "captions", "text")
 ID_FIELDS = ("__key__", "image_id", "key", "id")
+WHERE, ERROR = "__where__", "__error__"  # beside a shard's own fields: its name and the row's, and why it breaks off
 PARQUET_ROWS = 32
 
 
@@ -88,12 +89,12 @@ class ImageTextShards:
 
 
 def read_shards(files: Sequence[str]) -> Iterator[Row]:
-    """Yield the undecoded rows of all shards; a shard that breaks off ends with a row that has an ``error``."""
+    """Yield the undecoded rows of all shards; a shard that breaks off ends with a row that has an ``ERROR``."""
     for file in files:
         try:
             yield from READERS[PurePath(file).suffix](file)
         except (OSError, EOFError, UnicodeError, tarfile.TarError, pyarrow.ArrowException) as error:
-            yield {"where": file, "error": f"{file}: the shard must be readable to its end, but got: {error}."}
+            yield {WHERE: file, ERROR: f"{file}: the shard must be readable to its end, but got: {error}."}
 
 
 class StrictTarInfo(tarfile.TarInfo):
@@ -128,7 +129,7 @@ def read_tar(file: str) -> Iterator[Row]:
                 yield row
                 row = {}
             content = archive.extractfile(member)
-            row |= {"__key__": key, "where": f"{file}: {key}", field.lower(): content.read() if content else b""}
+            row |= {"__key__": key, WHERE: f"{file}: {key}", field.lower(): content.read() if content else b""}
     if row:
         yield row
 
@@ -139,7 +140,7 @@ def read_parquet(file: str) -> Iterator[Row]:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=PARQUET_ROWS):
             for row in batch.to_pylist():
-                yield {**row, "where": f"{file}: row {number}"}
+                yield {**row, WHERE: f"{file}: row {number}"}
                 number += 1
 
 
@@ -152,9 +153,9 @@ def read_row(row: Mapping[str, Any]) -> CaptionExample:
     Raises:
         DataError: If one of them is missing or unreadable; the message names the shard and the row.
     """
-    if "error" in row:
-        raise DataError(row["error"])
-    where = row["where"]
+    if ERROR in row:
+        raise DataError(row[ERROR])
+    where = row[WHERE]
     row = {**_read_json_field(row, where), **row}
     image = next((row[field] for field in IMAGE_FIELDS if row.get(field)), None)
     content = image.get("bytes") if isinstance(image, Mapping) else image

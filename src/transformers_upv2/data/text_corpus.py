@@ -45,13 +45,14 @@ class TextCorpus(Dataset[TextExample]):
             raise IndexError(f"`index` must be in [0, {len(self)}), got {index}.")
         number = bisect_right(self._ends, index)
         offsets = self._offsets[number]
+        offset = int(offsets[index - self._ends[number]])  # negative: counted from the end
         with self.files[number].open("rb") as file:
-            file.seek(int(offsets[index - self._ends[number]]))  # negative: counted from the end
+            file.seek(offset)
             line = file.readline()
         try:
             return {"text": line.decode("utf-8").strip()}
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.files[number]}: a line must be UTF-8, got {error}.") from error
+            raise DataError(f"{self.files[number]}: the line at byte {offset} must be UTF-8, got {error}.") from error
 
     def _find_lines(self, path: Path) -> np.ndarray:
         """Return where each line with text starts, ``(lines,)`` in bytes."""

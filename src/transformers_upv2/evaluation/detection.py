@@ -97,8 +97,7 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         **options: Any,
     ) -> dict[str, float]:
         """Predict and score; a bad annotation spoils no image, for the file's annotations are counted as they are."""
-        images = dataset.without_annotations() if hasattr(dataset, "without_annotations") else dataset
-        return super().__call__(model, processor, images, **options)
+        return super().__call__(model, processor, asked_about(dataset), **options)
 
     def predict(
         self,
@@ -166,6 +165,11 @@ class DetectionEvaluator(TaskEvaluator[DetectionPredictions]):
         if predictions.masks is not None and has_masks(truth, image_ids):
             metrics |= score_results(count_masks(truth), predictions.masks, image_ids, "segm", class_agnostic)
         return metrics
+
+
+def asked_about(dataset: Any) -> Any:
+    """Return the data set as an evaluator reads it: one of detection without its annotations."""
+    return dataset.without_annotations() if hasattr(dataset, "without_annotations") else dataset
 
 
 def has_masks(truth: CocoInstances, image_ids: Iterable[int | str]) -> bool:

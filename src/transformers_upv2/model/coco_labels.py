@@ -140,6 +140,6 @@ def _masks(objects: list[Mapping[str, Any]], size: tuple[int, int], names: list[
             continue
         try:
             masks[i] = torch.from_numpy(decode_segmentation(item["segmentation"], size))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{names[i]}: `segmentation` cannot be read. {error}") from error
     return masks

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 MIN_POLYGON_NUMBERS = 6  # three points; pycocotools would read four numbers as a box
+MAX_COORDINATE = 100_000
+"""No side of an image is longer; pycocotools walks along every edge of a polygon and fails past 2^31 / 5 pixels."""
 MAX_SHIFT = 35  # eight characters hold any run length
 
 
@@ -98,8 +100,11 @@ def _check_run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> N
             f"(height, width) {list(size)}. Annotate the image as it is stored upright."
         )
     counts = run_lengths(segmentation["counts"])
-    if sum(counts) != size[0] * size[1]:
-        raise ValueError(f"Run lengths must add up to height x width = {size[0] * size[1]}, got {sum(counts)}.")
+    if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
+        raise ValueError(
+            f"Run lengths must not be negative and add up to height x width = {size[0] * size[1]}, got the smallest "
+            f"{min(counts, default=0)} and the sum {sum(counts)}."
+        )
 
 
 def _check_polygons(polygons: list[list[float]]) -> None:
@@ -114,5 +119,5 @@ def _check_polygons(polygons: list[list[float]]) -> None:
             raise ValueError(
                 f"A polygon must be a flat list of at least three points [x1, y1, x2, y2, x3, y3], got {polygon!r}."
             )
-        if not np.isfinite(numbers).all():
-            raise ValueError(f"A polygon must hold finite numbers, got {polygon!r}.")
+        if not (np.abs(numbers) <= MAX_COORDINATE).all():
+            raise ValueError(f"A polygon must hold finite numbers up to {MAX_COORDINATE}, got {polygon!r}.")

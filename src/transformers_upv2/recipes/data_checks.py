@@ -5,7 +5,7 @@ from itertools import islice
 from typing import Any
 
 from transformers_upv2.data.class_names import ReorderedClasses
-from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.examples import BAD_SAMPLE_ERRORS, DataError, reason_of
 from transformers_upv2.evaluation.evaluator import Evaluator, match_class_names
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 from transformers_upv2.training.loader import datasets_of_task
@@ -57,6 +57,49 @@ def check_shards(
         for reader in datasets_of_task(datasets[task], task)[0]:
             if isinstance(reader, Stream):
                 own_share(reader, task, (0, world_size), each.num_workers)
+
+
+def look_at(name: str, reader: Any, max_bad: int) -> Iterator[str]:
+    """Read examples until one is good, as the run would: training replaces bad ones, evaluation stops at the first.
+
+    Args:
+        name: Of the data set, for the message.
+        reader: The data set.
+        max_bad: How many examples may be bad.
+
+    Yields:
+        How much there is and what an example has, and the bad ones before it.
+
+    Raises:
+        DataError: If more are bad, or all.
+    """
+    yield f"{len(reader)} examples" if hasattr(reader, "__len__") else f"{reader.num_shards} shards"
+    bad: list[str] = []
+    for example in islice(_examples(reader), max_bad + 1):
+        if not isinstance(example, Exception):
+            yield f"the first{' good one' if bad else ''} has {', '.join(example)}"
+            break
+        bad.append(reason_of(example))
+    else:
+        raise DataError(
+            f"{name}: at most {max_bad} examples may be bad, and not all, but the first {len(bad)} are. Mend the "
+            f"data; the first one is: {bad[0] if bad else 'missing'}"
+        )
+    if bad:
+        yield f"{len(bad)} bad before it would be replaced, such as {bad[0]}"
+
+
+def _examples(reader: Any) -> Iterator[Any]:
+    """Yield examples in order, and the error in place of a bad one."""
+    if not hasattr(reader, "__getitem__"):
+        yield from reader
+        return
+    for index in range(len(reader)):
+        try:
+            example = reader[index]
+        except BAD_SAMPLE_ERRORS as error:
+            example = error
+        yield example
 
 
 def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from transformers_upv2.data.examples import DataError
+from transformers_upv2.evaluation.detection import asked_about
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.recipes.building import (
     build_config,
@@ -16,7 +16,7 @@ from transformers_upv2.recipes.building import (
     open_evaluation_data,
     open_training_data,
 )
-from transformers_upv2.recipes.data_checks import check_datasets, check_shards, describe_images
+from transformers_upv2.recipes.data_checks import check_datasets, check_shards, describe_images, look_at
 from transformers_upv2.recipes.recipe import Recipe
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 
@@ -38,7 +38,8 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
 
     Raises:
         ValueError: If the recipe or its arguments are wrong, class names differ, or a stream has too few shards.
-        DataError: If a data set is missing or malformed, its first example is bad, or too many images are missing.
+        DataError: If a data set is missing or malformed, more of its first examples are bad than the run would bear,
+            or too many images are missing.
     """
     # whether this machine can do bfloat16 does not matter here
     arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments | {"bf16": False})
@@ -52,21 +53,14 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
         for name, member in members.items():
             reader = member[0] if isinstance(member, tuple) else member
             remarks = describe_images(f"{task} {name}", reader, arguments.max_bad_samples)
-            lines.append(f"  {task:20} {name:12} {', '.join([_look_at(reader), *remarks])}")
+            found = look_at(f"{task} {name}", reader, arguments.max_bad_samples)
+            lines.append(f"  {task:20} {name:12} {', '.join([*found, *remarks])}")
     for name, reader in evaluation.items():
         remarks = describe_images(f"evaluation {name}", reader, 0)
-        lines.append(f"  {name:20} {'evaluation':12} {', '.join([_look_at(reader), *remarks])}")
+        found = look_at(f"evaluation {name}", asked_about(reader), 0)
+        lines.append(f"  {name:20} {'evaluation':12} {', '.join([*found, *remarks])}")
     lines += ["updates:", *_describe_tasks(arguments, datasets, world_size)]
     return [*lines, *_describe_memory(recipe)]
-
-
-def _look_at(reader: Any) -> str:
-    """Read the first example and say how much there is."""
-    size = f"{len(reader)} examples" if hasattr(reader, "__len__") else f"{reader.num_shards} shards"
-    example = reader[0] if hasattr(reader, "__getitem__") else next(iter(reader))
-    if isinstance(example, DataError):
-        raise example
-    return f"{size}, the first has {', '.join(example)}"
 
 
 def _describe_tasks(

@@ -30,6 +30,7 @@ class TaskLogCallback(TrainerCallback, ExportableState):
     Attributes:
         replaced: Every bad sample so far, as ``"task/index": [task, reason, times replaced]``, with a name in place
             of the index where it comes from a stream; saved in checkpoints.
+        first_statistics: What the optimizer had counted of every task when the run began or went on.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
         self._statistics: dict[str, dict[str, float]] = {}
+        self.first_statistics: dict[str, dict[str, float]] = {}
         self._seconds: dict[str, float] = defaultdict(float)
         self._tasks_of_step: set[str] = set()
         self._last_time = time.perf_counter()
@@ -128,6 +130,7 @@ class TaskLogCallback(TrainerCallback, ExportableState):
         saved = callbacks.get(type(self).__name__, self.state())
         self.replaced = dict(saved["attributes"]["replaced"])
         self.collect_steps(kwargs["optimizer"].param_groups[0].get("task_statistics", {}))
+        self.first_statistics = dict(self._statistics)
         self._last_time = time.perf_counter()
 
     @override

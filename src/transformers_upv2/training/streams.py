@@ -32,7 +32,8 @@ class Stream(Protocol):
       iterable data set (``torch.utils.data.get_worker_info``).
     - A bad example is yielded as a ``DataError`` and not raised, for a generator that has raised is
       over. The next good example takes its place. Bad examples are told apart by their messages, so
-      that one that comes again in every epoch counts as one.
+      that one that comes again in every epoch counts as one; a message must name its example, as by
+      shard and row.
     """
 
     @property

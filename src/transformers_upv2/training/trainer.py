@@ -324,7 +324,11 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
             logs |= self.task_log.collect()
             statistics = self.optimizer.param_groups[0].get("task_statistics", {})
             logs |= self.task_log.collect_steps(statistics, self.args.max_grad_norm == 0)
-            logs |= self._samples_seen(statistics)
+            samples = self._samples_seen(statistics)
+            logs |= samples
+            if samples and "train_samples_per_second" in logs:  # transformers takes all batches to be of one size
+                num_new = sum(samples.values()) - sum(self._samples_seen(self.task_log.first_statistics).values())
+                logs["train_samples_per_second"] = round(num_new / logs["train_runtime"], 3)
             self.task_log.require_few_replaced(self.args.max_bad_samples)
         super().log(logs, start_time)
 

@@ -7,9 +7,10 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
+from transformers.trainer_utils import denumpify_detensorize
 from typing_extensions import override
 
-from transformers_upv2.data.class_names import require_equal_classes
+from transformers_upv2.data.class_names import require_equal_classes, require_known_classes
 from transformers_upv2.data.multitask_dataset import TaskDataset, Transform, prepare_example
 from transformers_upv2.model.tasks import get_task
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
@@ -37,7 +38,8 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
         **kwargs: Further arguments of ``transformers.Trainer``.
 
     Raises:
-        ValueError: If there is no such task, or the arguments do not fit the tasks.
+        ValueError: If there is no such task, the arguments do not fit the tasks, or the model's labels are not the
+            classes of the training data.
         DataError: If a label means different classes in the data sets of a task.
     """
 
@@ -61,7 +63,9 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
         for name in [*(train_dataset or {}), *self.evaluators, *self.transforms]:
             get_task(name)
         for task, dataset in (train_dataset or {}).items():
-            require_equal_classes(task, dataset if isinstance(dataset, Mapping) else {})
+            members = dataset if isinstance(dataset, Mapping) else {"": dataset}
+            require_equal_classes(task, members)
+            _require_labels_of_data(model, task, members)
         image_options: Any = args.image_options or {}
         collators = {
             task: UniPerceiverV2Collator(
@@ -114,7 +118,16 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
             batch_size=self.args.per_device_eval_batch_size,
             progress=not self.args.disable_tqdm,
         )
-        metrics = {f"{prefix}/{name}": value for name, value in results.items()}
+        # a number of numpy or torch would be left out of curves, and cannot be saved in a checkpoint
+        metrics = {f"{prefix}/{name}": denumpify_detensorize(value) for name, value in results.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _require_labels_of_data(model: nn.Module, task: str, members: Mapping[str, Any]) -> None:
+    """Check the label set of a task, if it has one; a model that is not ours may have none at all."""
+    label_sets = getattr(getattr(model, "config", None), "label_sets", None)
+    label_set = get_task(task).label_set
+    if label_sets is not None and label_set is not None:
+        require_known_classes(task, members, label_sets.get(label_set, {}).get("names", []))
