@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,21 @@ def test_the_command_line_knows_every_study():
 def test_an_unknown_study_is_refused(tmp_path):
     with pytest.raises(ValueError, match="table2"):
         run_study("table9", tmp_path, SETTINGS)
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 2, 1), (-1,), (2**32,)])
+def test_seeds_are_different_ones(tmp_path, seeds):
+    with pytest.raises(ValueError, match="`seeds` must be different whole numbers"):
+        run_study("table2", tmp_path / "studies", SETTINGS, seeds)
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize(("study", "package", "extra"), [("table2", "matplotlib", "metrics"), ("visft", "peft", "visft")])
+def test_a_missing_package_is_named_before_anything_runs(tmp_path, monkeypatch, study, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs \['{package}'\].*transformers_upv2\[{extra}\]"):
+        run_study(study, tmp_path / "studies", SETTINGS)
+    assert not (tmp_path / "studies").exists()
 
 
 @pytest.mark.slow
