@@ -103,7 +103,10 @@ def _run_all(paths: StudyPaths, missing: Sequence[tuple[Arm, int]]) -> None:
 
 
 def _call(module: str, arguments: Sequence[str], processes: int, log: Path) -> None:
-    """Run a module in processes of one thread each, its output in a file."""
+    """Run a module in processes of one thread each, its output in a file.
+
+    Their standard input is a pipe from this process, so that they notice when it is gone: `end_with_study`.
+    """
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -111,10 +114,12 @@ def _call(module: str, arguments: Sequence[str], processes: int, log: Path) -> N
     with log.open("w") as output:
         command = [*launcher, "-m", module, *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode != 0:
+        pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, env=environment, **pipes) as process:
+            exit_code = process.wait()
+    if exit_code != 0:
         raise ChildProcessError(
-            f"Every run must end well, `{' '.join(arguments)}` ended with exit code {done.returncode}. Mend what its "
+            f"Every run must end well, `{' '.join(arguments)}` ended with exit code {exit_code}. Mend what its "
             f"output in {log} says, and run the study again: it goes on from there."
         )
 
