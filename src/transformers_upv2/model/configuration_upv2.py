@@ -168,7 +168,7 @@ class UniPerceiverV2ProposalConfig(_StrictFieldsMixin, PreTrainedConfig):
         if self.similar_attention and self.cross_attention != "dense":
             raise ValueError(
                 "`similar_attention` fuses attention maps, which only `cross_attention='dense'` has, got "
-                f"{self.cross_attention!r}. Set both or neither."
+                f"{self.cross_attention!r}. Use dense cross-attention, or leave SiA off."
             )
 
 

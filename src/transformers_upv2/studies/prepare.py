@@ -12,6 +12,7 @@ from transformers.utils import logging
 from transformers_upv2.data.demo_world import open_world
 from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.studies.arms import ARMS, Arm
+from transformers_upv2.studies.parent import end_with_study
 from transformers_upv2.studies.run import perceived_datasets
 from transformers_upv2.studies.settings import StudyPaths
 from transformers_upv2.studies.start import make_parts, start_model
@@ -28,6 +29,7 @@ def prepare(paths: StudyPaths, arms: Sequence[Arm]) -> None:
 
 
 if __name__ == "__main__":
+    end_with_study()
     logging.set_verbosity_error()
     prepare(StudyPaths(Path(sys.argv[1])), [ARMS[name] for name in sys.argv[2:]])
     leave_together()

@@ -21,6 +21,7 @@ from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTa
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 from transformers_upv2.studies.arms import ARMS, Arm
 from transformers_upv2.studies.methods import METHODS, Run
+from transformers_upv2.studies.parent import end_with_study
 from transformers_upv2.studies.perceived import EncodedImages, perceive_all
 from transformers_upv2.studies.settings import StudyPaths
 from transformers_upv2.studies.start import start_model
@@ -92,5 +93,6 @@ def main(folder: str, arm_name: str, seed: str) -> None:
 
 
 if __name__ == "__main__":
+    end_with_study()
     main(*sys.argv[1:])
     leave_together()

