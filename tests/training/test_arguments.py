@@ -40,6 +40,7 @@ def test_defaults_suit_several_tasks(tmp_path):
     assert args.max_grad_norm == 0
     assert args.label_names == ["labels"]
     assert not args.eval_do_concat_batches
+    assert args.ddp_find_unused_parameters
     of_tasks = args.for_tasks(["a", "b", "c", "d"])
     assert {task.sampling_probability for task in of_tasks.values()} == {0.25}
     assert {(task.task_weight, task.loss_weight) for task in of_tasks.values()} == {(1.0, 1.0)}

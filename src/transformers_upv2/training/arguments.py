@@ -75,6 +75,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Clip gradients to this norm, with optimizer=adamw only."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "Must stay true unless every task uses every parameter."}
+    )
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Batch entries that are labels."}
     )
