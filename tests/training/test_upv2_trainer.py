@@ -57,8 +57,8 @@ class Recorder(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.batches = []
 
-    def forward(self, task, **batch):
-        self.batches.append((task, batch))
+    def forward(self, task, step_seed, **batch):
+        self.batches.append((task, {**batch, "step_seed": step_seed}))
         return {"loss": self.weight.square()}
 
 

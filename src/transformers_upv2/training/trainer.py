@@ -379,11 +379,8 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
 
 
 def extra_arguments(model: nn.Module) -> set[str]:
-    """Return which of ``task`` and ``step_seed`` a model's ``forward`` takes.
-
-    Keyword arguments without a name count if ``task`` is named: such a model knows of this Trainer.
-    """
-    parameters = inspect.signature(model.forward).parameters
-    named = {"task", "step_seed"} & set(parameters)
-    takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return {"task", "step_seed"} if "task" in named and takes_any else named
+    """Return which of ``task`` and ``step_seed`` a model's ``forward`` names, or that of the model under PEFT's."""
+    base: Any = model
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
+    return {"task", "step_seed"} & set(inspect.signature(base.forward).parameters)
