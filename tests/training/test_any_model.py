@@ -6,8 +6,8 @@ from multitask_toys import ToyModel, make_trainer, same_weights
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
+from transformers_upv2.training.model_arguments import extra_arguments
 from transformers_upv2.training.task_interference import task_interference
-from transformers_upv2.training.trainer import extra_arguments
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 

@@ -219,6 +219,26 @@ def test_the_base_rate_and_that_of_every_multiplier_are_logged(tmp_path, multipl
     assert len(rows) == 6
 
 
+def test_a_schedule_on_a_plateau_lowers_the_rates_and_the_base_rate_is_logged(tmp_path):
+    options = {"max_steps": 8, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+    trainer = make_trainer(
+        tmp_path,
+        eval_dataset={"a": ToyDataset("a")},
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"mode": "max", "patience": 0, "factor": 0.5},  # a loss that falls is a plateau
+        metric_for_best_model="a_loss",
+        label_names=["y"],
+        lr_multipliers={"trunk": 0.1, "heads": 3.0},
+        **options,
+    )
+    trainer.train()
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates[0] == pytest.approx(1e-2)
+    assert rates[-1] < 0.6e-2
+    last = {group["lr"] for group in trainer.optimizer.param_groups}
+    assert max(last) == pytest.approx(30 * min(last))
+
+
 class PoisonedModel(ToyModel):
     def forward(self, task, x, y, index, step_seed):
         outputs = super().forward(task, x, y, index, step_seed)

@@ -5,7 +5,6 @@ Everything random is keyed by the seed and a running number, so nothing but weig
 the number of the update has to be saved: a resumed run does what the killed one would have done.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -34,6 +33,7 @@ from transformers_upv2.training.loader import (
     only_item,
     save_positions,
 )
+from transformers_upv2.training.model_arguments import extra_arguments
 from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
 from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler, WeightedDrawSampler
 from transformers_upv2.training.seeding import seed_from, seed_global_generators
@@ -237,6 +237,8 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
                 task_weights={task: self.task_args[task].task_weight if is_balanced else 1.0 for task in tasks},
                 normalize=is_balanced,
             )
+        for group in self.optimizer.param_groups:  # for the log: not every schedule notes where it began
+            group.setdefault("initial_lr", group["lr"])
         return self.optimizer
 
     @override
@@ -376,11 +378,3 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         collate = self.collator_for(task)
         self.data_collator = lambda examples: {**collate(examples), "task": task}
         return super().evaluate(dataset, ignore_keys, prefix)
-
-
-def extra_arguments(model: nn.Module) -> set[str]:
-    """Return which of ``task`` and ``step_seed`` a model's ``forward`` names, or that of the model under PEFT's."""
-    base: Any = model
-    if hasattr(base, "get_base_model"):
-        base = base.get_base_model()
-    return {"task", "step_seed"} & set(inspect.signature(base.forward).parameters)
