@@ -180,6 +180,8 @@ def test_data_sets_of_a_task_must_have_equal_classes(tmp_path, processor):
 
 
 def test_unknown_tasks_are_named(tmp_path, processor):
+    with pytest.raises(ValueError, match=r"`train_dataset` must be a dict from tasks to data sets, got Images"):
+        make_trainer(tmp_path, processor, Images(range(3)))
     with pytest.raises(ValueError, match="got 'detect'"):
         make_trainer(tmp_path, processor, {"detect": Texts()})
     with pytest.raises(ValueError, match="got 'caption'"):

@@ -183,10 +183,8 @@ class UniPerceiverV2ForMultiTask(UniPerceiverV2TaskModel):
             ValueError: If there is no such task.
         """
         output = TASK_FORWARD[get_task(task).name](self.model, step_seed=step_seed, **batch)
-        if not self.training:
-            return output
         # data-parallel training waits for a gradient of everything that is returned
-        return type(output)(loss=output.loss, loss_terms=output.loss_terms)
+        return type(output)(loss=output.loss, loss_terms=output.loss_terms) if self.training else output
 
 
 class UniPerceiverV2ForImageClassification(UniPerceiverV2TaskModel):

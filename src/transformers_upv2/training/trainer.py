@@ -7,6 +7,7 @@ the number of the update has to be saved: a resumed run does what the killed one
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, Trainer, default_data_collator
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from typing_extensions import override
 
 from transformers_upv2.data.multitask_dataset import WeightedConcat
@@ -22,6 +23,7 @@ from transformers_upv2.training.arguments import MultiTaskTrainingArguments
 from transformers_upv2.training.callbacks import TaskLogCallback, TaskProgressCallback, base_learning_rate
 from transformers_upv2.training.checkpoints import AtomicCheckpoints
 from transformers_upv2.training.dead_workers import explain_dead_workers
+from transformers_upv2.training.launchers import require_supported_launcher
 from transformers_upv2.training.loader import (
     JoinedBatches,
     NumberedBatches,
@@ -31,6 +33,7 @@ from transformers_upv2.training.loader import (
     datasets_of_task,
     load_positions,
     only_item,
+    require_by_name,
     save_positions,
 )
 from transformers_upv2.training.model_arguments import extra_arguments
@@ -77,22 +80,10 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         eval_dataset: Mapping[str, Dataset] | None = None,
         **kwargs: Any,
     ) -> None:
+        if train_dataset is not None:
+            require_by_name(train_dataset, "train_dataset", "tasks")
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "DeepSpeed must be off: it clips and scales gradients by itself, before they could "
-                "be normalized per task. Use DDP or FSDP2."
-            )
-        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
-            raise ValueError(
-                "FSDP must be of version 2: version 1 hides the parameters in flat shards, so a process cannot tell "
-                'the length of the whole gradient. Set `fsdp_config={"version": 2}`, or use DDP.'
-            )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"There must be one process per device, got one for {args.n_gpu} devices. Start "
-                "with `torchrun` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
-            )
+        require_supported_launcher(self)
         self.task_args = args.for_tasks(train_dataset or {}) if train_dataset else {}
         self.data_collators = data_collators or default_data_collator
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -361,11 +352,7 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
             ValueError: If the data sets are not a dict.
         """
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(datasets, Mapping):
-            raise ValueError(
-                "`eval_dataset` must be a dict from 'task' or 'task/name' to data sets, got "
-                f"{type(datasets).__name__}."
-            )
+        require_by_name(datasets, "eval_dataset", "'task' or 'task/name'")
         metrics: dict[str, float] = {}
         for name, dataset in datasets.items():
             metrics |= self.evaluate_task(name.split("/")[0], dataset, f"{metric_key_prefix}_{name}", ignore_keys)
@@ -375,6 +362,36 @@ class MultiTaskTrainer(AtomicCheckpoints, Trainer):
         self, task: str, dataset: Dataset, prefix: str, ignore_keys: list[str] | None = None
     ) -> dict[str, float]:
         """Evaluate on one data set, with the loss and ``compute_metrics``."""
-        collate = self.collator_for(task)
-        self.data_collator = lambda examples: {**collate(examples), "task": task}
+        self.data_collator = partial(_collate_for, task, self.collator_for(task))
         return super().evaluate(dataset, ignore_keys, prefix)
+
+    def predict(  # type: ignore[override]  # data sets have names here
+        self,
+        test_dataset: Mapping[str, Dataset],
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> dict[str, PredictionOutput]:
+        """Predict on every data set.
+
+        Args:
+            test_dataset: Data sets named ``"task"`` or ``"task/name"``.
+            ignore_keys: Outputs of the model that are not gathered.
+            metric_key_prefix: First part of the names of all metrics.
+
+        Returns:
+            What ``transformers.Trainer.predict`` returns, for every data set.
+
+        Raises:
+            ValueError: If the data sets are not a dict.
+        """
+        require_by_name(test_dataset, "test_dataset", "'task' or 'task/name'")
+        predictions = {}
+        for name, dataset in test_dataset.items():
+            task = name.split("/")[0]
+            self.data_collator = partial(_collate_for, task, self.collator_for(task))
+            predictions[name] = super().predict(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+        return predictions
+
+
+def _collate_for(task: str, collate: Collator, examples: list[Any]) -> dict[str, Any]:
+    return {**collate(examples), "task": task}
