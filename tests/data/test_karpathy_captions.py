@@ -94,8 +94,15 @@ def test_malformed_files_are_named(tmp_path, split_file):
         ({**good, "sentences": []}, r"images\[0\]: `sentences` must hold at least one caption"),
         ({**good, "sentences": [{}]}, r"images\[0\]: sentences must have the keys \['raw'\]"),
         ({k: v for k, v in good.items() if k != "cocoid"}, r"images\[0\] must have the key 'cocoid' or 'imgid'"),
+        ({**good, "cocoid": [1]}, r"images\[0\] must have .* with an integer, got \[1\]"),
+        ({**good, "filename": 7}, r"images\[0\]: `filename` must be a text, got 7"),
+        ({**good, "filepath": [7]}, r"images\[0\]: `filepath` must be a text, got \[7\]"),
+        ({**good, "sentences": 2}, r"images\[0\]: `sentences` must be a list, got int"),
         ({"filename": "a.jpg"}, r"missing \['split', 'sentences'\]"),
     ):
         file.write_text(json.dumps({"images": [bad]}))
         with pytest.raises(DataError, match=message):
             KarpathyCaptions(file, tmp_path)
+    file.write_text(json.dumps({"images": 1.5}))
+    with pytest.raises(DataError, match=r"bad\.json: `images` must be a list, got float"):
+        KarpathyCaptions(file, tmp_path)

@@ -172,6 +172,7 @@ def change(path, value):
             r"annotations\[0\]: .* finite numbers .*, got another",
         ),
         (["annotations", 0, "iscrowd"], "no", r"annotations\[0\]: `iscrowd` must be a number, got 'no'"),
+        (["annotations", 0, "iscrowd"], -1, r"annotations\[0\]: `iscrowd` must be 0 or 1, got -1"),
         (["annotations", 0, "image_id"], [7], r"annotations\[0\]: `image_id` must be .* got \[7\]"),
         (["annotations"], {}, r"i\.json: `annotations` must be a list, got dict"),
         (
@@ -304,11 +305,26 @@ def test_captions_are_grouped_and_images_without_any_counted(tmp_path):
         ({"image_id": 1, "caption": " "}, r"c\.json: annotations\[0\]: `caption` .* got ' '"),
         ({"image_id": 1}, r"c\.json: annotations\[0\] must have .* missing \['caption'\]"),
         ({"image_id": 9, "caption": "x"}, r"c\.json: annotations\[0\]: `image_id` .* got 9"),
+        ({"image_id": [1], "caption": "x"}, r"c\.json: annotations\[0\]: `image_id` .* got \[1\]"),
     ],
 )
 def test_malformed_captions_are_named(tmp_path, annotation, message):
     with pytest.raises(DataError, match=message):
         write_captions(tmp_path, [annotation])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": 1.5, "annotations": []}, r"c\.json: `images` must be a list, got float"),
+        ({"images": [], "annotations": None}, r"c\.json: `annotations` must be a list, got NoneType"),
+        ({"images": [{"id": 1, "file_name": 3}], "annotations": []}, r"images\[0\]: `file_name` .* a text, got 3"),
+    ],
+)
+def test_malformed_caption_files_are_named(tmp_path, content, message):
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message):
+        ImageCaptions(tmp_path / "c.json", tmp_path)
 
 
 def test_captions_must_caption_something(tmp_path):

@@ -61,7 +61,23 @@ def main() -> None:
         train(model, its_optimizer, inputs[dist.get_rank()], range(4, 8))
     for one, other in zip(sharded.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one.full_tensor(), other.full_tensor())
+    check_empty_shards()
     dist.barrier()
+
+
+def check_empty_shards() -> None:
+    """A parameter of one row, of which a rank has nothing: all ranks make or skip the same steps."""
+    model = nn.Linear(5, 1)
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    optimizer = make_optimizer(model)
+    for task, factor in (("a", 0.0), ("a", float("nan")), ("b", float("inf")), ("b", 1e-30)):
+        (model(torch.ones(2, 5)).sum() * factor).backward()
+        optimizer.begin_step(task)
+        optimizer.step()
+        optimizer.zero_grad()
+    counts = optimizer.param_groups[0]["task_statistics"]
+    assert [(counts[task]["steps"], counts[task]["skipped_steps"]) for task in "ab"] == [(1, 1), (1, 1)]
+    assert 0 < counts["b"]["last_norm"] < 1e-28
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def test_defaults_suit_several_tasks(tmp_path):
     assert args.max_grad_norm == 0
     assert args.label_names == ["labels"]
     assert not args.eval_do_concat_batches
+    assert args.ddp_find_unused_parameters
     of_tasks = args.for_tasks(["a", "b", "c", "d"])
     assert {task.sampling_probability for task in of_tasks.values()} == {0.25}
     assert {(task.task_weight, task.loss_weight) for task in of_tasks.values()} == {(1.0, 1.0)}
@@ -66,6 +67,18 @@ def test_tasks_without_data_are_named(tmp_path, kwargs, message):
         ({"sampling": "mixed"}, "got `sampling='mixed'`.*optimizer='adamw'"),
         ({"max_grad_norm": 1.0}, "`max_grad_norm` must be 0 .* got 1.0"),
         ({"sampling": "shuffled"}, "`sampling` must be one of .* got 'shuffled'"),
+        ({"optim": "adafactor"}, "`optim` must be one of .*adafactor.* Choose one with `optimizer`"),
+        ({"auto_find_batch_size": True}, "`auto_find_batch_size` .* got True.* lower `batch_sizes`"),
+        ({"train_sampling_strategy": "group_by_length"}, "`train_sampling_strategy` must be .*'group_by_length'"),
+        ({"max_bad_samples": -1}, "`max_bad_samples` must not be negative, got -1"),
+        ({"batch_sizes": {"a": 0}}, "`batch_sizes` must be whole numbers of at least 1, got 0 for task 'a'"),
+        ({"batch_sizes": {"a": 2.5}}, "`batch_sizes` must be whole numbers .* got 2.5 for task 'a'"),
+        ({"batch_sizes": {"a": "8"}}, "`batch_sizes` must be whole numbers .* got '8' for task 'a'"),
+        ({"num_workers": {"a": -1}}, "`num_workers` must be whole numbers of at least 0, got -1 for task 'a'"),
+        ({"loss_weights": {"a": -1}}, "`loss_weights` must be finite numbers of at least 0.0, got -1 for task 'a'"),
+        ({"loss_weights": {"a": float("nan")}}, "`loss_weights` must be finite numbers .* got nan"),
+        ({"task_weights": {"a": "x"}}, "`task_weights` must be finite numbers .* got 'x'"),
+        ({"sampling_probabilities": {"a": "1"}}, "`sampling_probabilities` must be finite numbers .* got '1'"),
         ({"optimizer": "sgd"}, "`optimizer` must be one of .* got 'sgd'"),
     ],
 )

@@ -40,3 +40,16 @@ def test_the_norm_of_any_gradient_is_that_in_float64():
     assert total_norm([torch.zeros(3)]) == 0.0
     assert total_norm([torch.tensor([1.0, math.inf])]) == math.inf
     assert math.isnan(total_norm([torch.tensor([1.0, math.nan]), torch.ones(2)]))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, math.inf])
+def test_empty_parameters_change_nothing(scale):
+    params = make_params(torch.float32, ((3, 4), (0, 5)))
+    optimizer = TaskBalancedAdamW(params, sampling_probabilities={"a": 1.0})
+    for p in params:
+        p.grad = torch.full_like(p, scale)
+    optimizer.begin_step("a")
+    optimizer.step()
+    statistics = optimizer.param_groups[0]["task_statistics"]["a"]
+    assert (statistics["steps"], statistics["skipped_steps"]) == ((0, 1) if scale == math.inf else (1, 0))
+    assert statistics["last_norm"] == pytest.approx(math.sqrt(12) * scale if scale < math.inf else 0.0)

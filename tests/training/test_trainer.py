@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets as hf_datasets
 import pytest
 import torch
 from multitask_toys import TASKS, KeepGradients, ToyDataset, ToyModel, make_trainer, same_weights
@@ -219,6 +220,26 @@ def test_the_base_rate_and_that_of_every_multiplier_are_logged(tmp_path, multipl
     assert len(rows) == 6
 
 
+def test_a_schedule_on_a_plateau_lowers_the_rates_and_the_base_rate_is_logged(tmp_path):
+    options = {"max_steps": 8, "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "no"}
+    trainer = make_trainer(
+        tmp_path,
+        eval_dataset={"a": ToyDataset("a")},
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"mode": "max", "patience": 0, "factor": 0.5},  # a loss that falls is a plateau
+        metric_for_best_model="a_loss",
+        label_names=["y"],
+        lr_multipliers={"trunk": 0.1, "heads": 3.0},
+        **options,
+    )
+    trainer.train()
+    rates = [row["learning_rate"] for row in trainer.state.log_history if "learning_rate" in row]
+    assert rates[0] == pytest.approx(1e-2)
+    assert rates[-1] < 0.6e-2
+    last = {group["lr"] for group in trainer.optimizer.param_groups}
+    assert max(last) == pytest.approx(30 * min(last))
+
+
 class PoisonedModel(ToyModel):
     def forward(self, task, x, y, index, step_seed):
         outputs = super().forward(task, x, y, index, step_seed)
@@ -346,6 +367,12 @@ def test_a_stock_model_trains_and_is_evaluated(tmp_path):
     trainer.train()
     assert trainer.evaluate()["eval_first_loss"] < 0.7 * before
     assert trainer.evaluate({"second/again": datasets["second"]})["eval_second/again_loss"] < 0.5
+    predicted = trainer.predict({"first": datasets["first"], "second/again": datasets["second"][:3]})
+    logits = torch.cat([torch.as_tensor(part) for part in predicted["first"].predictions])
+    right = torch.tensor([row["labels"] for row in datasets["first"]])
+    assert (logits.argmax(dim=1) == right).float().mean() > 0.9
+    assert len(predicted["second/again"].predictions[0]) == 3
+    assert "test_second/again_loss" in predicted["second/again"].metrics
 
 
 def test_bad_setups_are_named(tmp_path):
@@ -362,6 +389,14 @@ def test_bad_setups_are_named(tmp_path):
         trainer.train()
     with pytest.raises(ValueError, match=r"`eval_dataset` must be a dict .* got list"):
         trainer.evaluate([1, 2])
+    with pytest.raises(ValueError, match=r"`test_dataset` must be a dict .* got ToyDataset"):
+        trainer.predict(ToyDataset("a"))
+    with pytest.raises(ValueError, match=r"`train_dataset` must be a dict from tasks to data sets, got ToyDataset"):
+        make_trainer(tmp_path, datasets=ToyDataset("a"))
+    rows = hf_datasets.Dataset.from_dict({"x": [1.0]})
+    for splits in (hf_datasets.DatasetDict(train=rows, test=rows), hf_datasets.IterableDatasetDict(train=rows)):
+        with pytest.raises(ValueError, match=r"task 'a' must be one split, .*'train'"):
+            make_trainer(tmp_path, datasets=dict.fromkeys(TASKS, splits)).train()
 
 
 def test_fsdp_of_version_1_is_refused(tmp_path, monkeypatch):

@@ -3,6 +3,11 @@
 Retrieval gathers its negatives, captions and masked words share the encoding of the vocabulary.
 """
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.multiprocessing as mp
@@ -27,3 +32,18 @@ def test_two_processes_learn_what_one_learns(results, task):
         assert set(shared_gradient) == set(gradient)
         for name, value in gradient.items():
             torch.testing.assert_close(shared_gradient[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_tasks_that_use_different_parameters_train_with_gradient_checkpointing(tmp_path):
+    script = Path(__file__).with_name("checkpointing_toy.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(script)]
+    paths = os.pathsep.join([str(script.parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [*command, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr

@@ -59,8 +59,8 @@ class Recorder(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
         self.batches = []
 
-    def forward(self, task, **batch):
-        self.batches.append((task, batch))
+    def forward(self, task, step_seed, **batch):
+        self.batches.append((task, {**batch, "step_seed": step_seed}))
         return {"loss": self.weight.square()}
 
 
@@ -200,6 +200,8 @@ def test_a_model_of_other_classes_is_not_trained(tmp_path, processor):
 
 
 def test_unknown_tasks_are_named(tmp_path, processor):
+    with pytest.raises(ValueError, match=r"`train_dataset` must be a dict from tasks to data sets, got Images"):
+        make_trainer(tmp_path, processor, Images(range(3)))
     with pytest.raises(ValueError, match="got 'detect'"):
         make_trainer(tmp_path, processor, {"detect": Texts()})
     with pytest.raises(ValueError, match="got 'caption'"):

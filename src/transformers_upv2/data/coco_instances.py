@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 from transformers_upv2.data.annotation_geometry import to_rle
 from transformers_upv2.data.examples import DataError
-from transformers_upv2.data.json_files import index_by_id, read_json, require_keys
+from transformers_upv2.data.json_files import index_by_id, read_json, require_keys, require_list, require_path
 from transformers_upv2.model.coco_masks import MAX_COORDINATE, MIN_POLYGON_NUMBERS, run_lengths
 
 Item = dict[str, Any]
@@ -48,8 +48,7 @@ def read_instances(path: Path) -> CocoInstances:
     """
     content = require_keys(read_json(path), ("images", "annotations", "categories"), str(path))
     for field in ("images", "annotations", "categories"):
-        if not isinstance(content[field], list):
-            raise DataError(f"{path}: `{field}` must be a list, got {type(content[field]).__name__}.")
+        require_list(content, field, str(path))
     categories = index_by_id(content["categories"], ("name",), f"{path}: categories")
     images = index_by_id(content["images"], ("file_name", "width", "height"), f"{path}: images")
     for number, category in enumerate(categories.values()):
@@ -61,6 +60,8 @@ def read_instances(path: Path) -> CocoInstances:
         where = f"{path}: annotations[{number}]"
         _check_annotation(annotation, images, categories, where)
         annotation["iscrowd"] = int(_number_or(annotation, "iscrowd", 0, where))
+        if annotation["iscrowd"] not in (0, 1):
+            raise DataError(f"{where}: `iscrowd` must be 0 or 1, got {annotation['iscrowd']}.")
         if annotation.get("area") is None:
             annotation["area"] = _default_area(annotation, images[annotation["image_id"]])
         _number_or(annotation, "area", 0, where)
@@ -133,8 +134,7 @@ def _is_polygon(polygon: object) -> bool:
 
 def _check_image(image: Item, where: str) -> None:
     """Check what the reader needs of an image, and make its sides whole numbers."""
-    if not isinstance(image["file_name"], str) or not image["file_name"]:
-        raise DataError(f"{where}: `file_name` must be a text, got {image['file_name']!r}.")
+    require_path(image, "file_name", where)
     for side in ("width", "height"):
         value = image[side]
         if not isinstance(value, int | float) or not 1 <= value <= MAX_COORDINATE or not float(value).is_integer():

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.data import Dataset
 
 from transformers_upv2.data.examples import CaptionExample, DataError, load_image
-from transformers_upv2.data.json_files import index_by_id, read_json, require_keys
+from transformers_upv2.data.json_files import index_by_id, read_json, require_keys, require_list, require_path
 
 
 class ImageCaptions(Dataset[CaptionExample]):
@@ -34,20 +34,24 @@ class ImageCaptions(Dataset[CaptionExample]):
         self.annotation_file, self.image_folder = Path(annotation_file), Path(image_folder)
         content = read_json(self.annotation_file)
         require_keys(content, ("images", "annotations"), str(self.annotation_file))
-        images = index_by_id(content["images"], ("file_name",), f"{self.annotation_file}: images")
+        listed, annotations = (
+            require_list(content, field, str(self.annotation_file)) for field in ("images", "annotations")
+        )
+        images = index_by_id(listed, ("file_name",), f"{self.annotation_file}: images")
+        for number, image in enumerate(listed):
+            require_path(image, "file_name", f"{self.annotation_file}: images[{number}]")
 
-        self._captions: dict[int, list[str]] = defaultdict(list)
-        for number, annotation in enumerate(content["annotations"]):
+        self._captions: dict[int | str, list[str]] = defaultdict(list)
+        for number, annotation in enumerate(annotations):
             where = f"{self.annotation_file}: annotations[{number}]"
             require_keys(annotation, ("image_id", "caption"), where)
-            if annotation["image_id"] not in images:
-                raise DataError(
-                    f"{where}: `image_id` must be the id of an image in the file, got {annotation['image_id']!r}."
-                )
+            image_id = annotation["image_id"]
+            if not isinstance(image_id, int | str) or image_id not in images:
+                raise DataError(f"{where}: `image_id` must be the id of an image in the file, got {image_id!r}.")
             caption = annotation["caption"]
             if not isinstance(caption, str) or not caption.strip():
                 raise DataError(f"{where}: `caption` must be a text with words, got {caption!r}.")
-            self._captions[annotation["image_id"]].append(caption.strip())
+            self._captions[image_id].append(caption.strip())
         self._images = [image for id_, image in images.items() if id_ in self._captions]
         self.num_skipped = len(images) - len(self._images)
         if not self._images:

@@ -37,6 +37,28 @@ def require_keys(item: object, keys: tuple[str, ...], where: str) -> Mapping[str
     return item
 
 
+def require_list(content: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    """Return the list under ``key``.
+
+    Raises:
+        DataError: If something else is there; the message starts with ``where``.
+    """
+    if not isinstance(content[key], list):
+        raise DataError(f"{where}: `{key}` must be a list, got {type(content[key]).__name__}.")
+    return content[key]
+
+
+def require_path(item: Mapping[str, Any], key: str, where: str) -> str:
+    """Return the path under ``key``.
+
+    Raises:
+        DataError: If it is no text, or empty; the message starts with ``where``.
+    """
+    if not isinstance(item[key], str) or not item[key]:
+        raise DataError(f"{where}: `{key}` must be a text, got {item[key]!r}.")
+    return item[key]
+
+
 def index_by_id(items: list[Any], keys: tuple[str, ...], where: str) -> dict[int | str, dict[str, Any]]:
     """Return the items of a COCO list by their ``id``, which must be unique.
 

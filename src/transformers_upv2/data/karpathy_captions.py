@@ -10,7 +10,7 @@ from typing import Any, cast
 from torch.utils.data import Dataset
 
 from transformers_upv2.data.examples import CaptionExample, DataError, load_image
-from transformers_upv2.data.json_files import read_json, require_keys
+from transformers_upv2.data.json_files import read_json, require_keys, require_list, require_path
 
 TRAINING_SPLITS = ("train", "restval")
 HELD_OUT_SPLITS = ("val", "test")
@@ -67,7 +67,7 @@ class KarpathyCaptions(Dataset[CaptionExample]):
 
     def _find(self, entry: dict[str, Any]) -> Path:
         """Return the first place where the image lies, or the one that the file names."""
-        places = [Path(entry.get("filepath", "")) / entry["filename"], Path(entry["filename"])]
+        places = [Path(entry.get("filepath") or "") / entry["filename"], Path(entry["filename"])]
         if "cocoid" in entry:
             places += [Path(folder) / f"{entry['cocoid']:012}.jpg" for folder in ("train2017", "val2017")]
         paths = [self.image_folder / place for place in places]
@@ -102,12 +102,18 @@ def read_images(path: Path) -> list[dict[str, Any]]:
     """
     content = read_json(path)
     require_keys(content, ("images",), str(path))
-    for number, image in enumerate(content["images"]):
+    for number, image in enumerate(require_list(content, "images", str(path))):
         where = f"{path}: images[{number}]"
         require_keys(image, ("filename", "split", "sentences"), where)
-        if image_id_of(image) is None:
-            raise DataError(f"{where} must have the key 'cocoid' or 'imgid', got {sorted(image)}.")
-        if not image["sentences"]:
+        require_path(image, "filename", where)
+        if image.get("filepath"):
+            require_path(image, "filepath", where)
+        if not isinstance(image_id_of(image), int):
+            raise DataError(
+                f"{where} must have the key 'cocoid' or 'imgid' with an integer, got {image_id_of(image)!r} of the "
+                f"keys {sorted(image)}."
+            )
+        if not require_list(image, "sentences", where):
             raise DataError(f"{where}: `sentences` must hold at least one caption, got none.")
         for sentence in image["sentences"]:
             require_keys(sentence, ("raw",), f"{where}: sentences")

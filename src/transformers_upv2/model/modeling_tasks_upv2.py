@@ -168,11 +168,12 @@ class UniPerceiverV2TaskModel(UniPerceiverV2PreTrainedModel):
 class UniPerceiverV2ForMultiTask(UniPerceiverV2TaskModel):
     """What the Trainer trains: ``forward(task=..., **batch)``."""
 
-    def forward(self, task: str, **batch: Any) -> TaskOutput:
+    def forward(self, task: str, step_seed: int | None = None, **batch: Any) -> TaskOutput:
         """Run one training task.
 
         Args:
             task: Key of ``TASKS``.
+            step_seed: Seed of the noise of a training step, equal on all processes.
             **batch: The arguments of that task, see ``TASK_FORWARD``.
 
         Returns:
@@ -181,11 +182,9 @@ class UniPerceiverV2ForMultiTask(UniPerceiverV2TaskModel):
         Raises:
             ValueError: If there is no such task.
         """
-        output = TASK_FORWARD[get_task(task).name](self.model, **batch)
-        if not self.training:
-            return output
+        output = TASK_FORWARD[get_task(task).name](self.model, step_seed=step_seed, **batch)
         # data-parallel training waits for a gradient of everything that is returned
-        return type(output)(loss=output.loss, loss_terms=output.loss_terms)
+        return type(output)(loss=output.loss, loss_terms=output.loss_terms) if self.training else output
 
 
 class UniPerceiverV2ForImageClassification(UniPerceiverV2TaskModel):

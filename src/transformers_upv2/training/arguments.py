@@ -1,7 +1,9 @@
 """Training arguments: the five quantities of every task, sampling, optimizer and collators."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
@@ -10,6 +12,20 @@ from transformers_upv2.training.sampler import normalized_probabilities
 
 SAMPLINGS = ("unmixed", "mixed")
 OPTIMIZERS = ("tbgn", "adamw")
+SMALLEST = {
+    "sampling_probabilities": 0.0,
+    "task_weights": 0.0,
+    "loss_weights": 0.0,
+    "batch_sizes": 1,
+    "num_workers": 0,
+}
+"""The smallest value of an argument that has a number for every task; where it is whole, they all are."""
+WITHOUT_EFFECT: dict[str, tuple[tuple[Any, ...], str]] = {
+    "optim": (("adamw_torch", "adamw_torch_fused"), "Choose one with `optimizer`, or pass your own in `optimizers`."),
+    "auto_find_batch_size": ((False,), "Every task has a batch size of its own: lower `batch_sizes`."),
+    "train_sampling_strategy": (("random",), "Every task is read in a random order."),
+}
+"""Arguments of transformers that would have no effect: what they may be, and what to do instead."""
 
 
 @dataclass
@@ -75,6 +91,9 @@ class MultiTaskTrainingArguments(TrainingArguments):
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Clip gradients to this norm, with optimizer=adamw only."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=True, metadata={"help": "Must stay true unless every task uses every parameter."}
+    )
     label_names: list[str] | None = field(
         default_factory=lambda: ["labels"], metadata={"help": "Batch entries that are labels."}
     )
@@ -85,12 +104,13 @@ class MultiTaskTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Parse and check the arguments."""
         super().__post_init__()
-        for name in (*self._task_fields, "lr_multipliers"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, dict):
-                raise ValueError(
-                    f"`{name}` must be a dict or a JSON object such as '{{\"detection\": 2}}', got {value!r}."
-                )
+        self._check_dicts()
+        for name, (accepted, advice) in WITHOUT_EFFECT.items():
+            value = getattr(self, name, accepted[0])
+            if value not in accepted:
+                raise ValueError(f"`{name}` must be one of {list(accepted)}, got {value!r}. {advice}")
+        if self.max_bad_samples < 0:
+            raise ValueError(f"`max_bad_samples` must not be negative, got {self.max_bad_samples}.")
         for name, choices in (("sampling", SAMPLINGS), ("optimizer", OPTIMIZERS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
@@ -104,6 +124,17 @@ class MultiTaskTrainingArguments(TrainingArguments):
                 "`max_grad_norm` must be 0 with `optimizer='tbgn'`, which gives every gradient "
                 f"the same length, got {self.max_grad_norm}. Set it to 0, or `optimizer='adamw'`."
             )
+
+    def _check_dicts(self) -> None:
+        for name in (*self._task_fields, "lr_multipliers"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict):
+                raise ValueError(
+                    f"`{name}` must be a dict or a JSON object such as '{{\"detection\": 2}}', got {value!r}."
+                )
+            if name in SMALLEST:
+                for task, number in (value or {}).items():
+                    _check_number(name, task, number)
 
     def for_tasks(self, tasks: Collection[str]) -> dict[str, "TaskArguments"]:
         """Collect what the arguments say about each task.
@@ -144,6 +175,16 @@ class MultiTaskTrainingArguments(TrainingArguments):
 
     def _of_task(self, name: str, task: str, default: float) -> Any:
         return (getattr(self, name) or {}).get(task, default)
+
+
+def _check_number(name: str, task: str, number: object) -> None:
+    """Check one of the numbers of a task."""
+    smallest = SMALLEST[name]
+    is_whole = isinstance(smallest, int)
+    is_number = isinstance(number, Integral if is_whole else Real) and not isinstance(number, bool)
+    if not is_number or not smallest <= number < math.inf:  # type: ignore[operator]  # it is a number
+        kind = "whole numbers" if is_whole else "finite numbers"
+        raise ValueError(f"`{name}` must be {kind} of at least {smallest}, got {number!r} for task {task!r}.")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from datasets import DatasetDict, IterableDatasetDict
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from transformers_upv2.data.multitask_dataset import ReplacingReader
@@ -248,6 +249,16 @@ def only_item(items: Sequence[Any]) -> Any:
     return item
 
 
+def require_by_name(datasets: Any, argument: str, names: str) -> None:
+    """Make sure that data sets come as a dict.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    if not isinstance(datasets, Mapping):
+        raise ValueError(f"`{argument}` must be a dict from {names} to data sets, got {type(datasets).__name__}.")
+
+
 def datasets_of_task(dataset: Any, task: str) -> tuple[list[Any], list[float] | None]:
     """Return the data sets of one task and how often each is drawn from.
 
@@ -259,9 +270,14 @@ def datasets_of_task(dataset: Any, task: str) -> tuple[list[Any], list[float] | 
         The data sets and their weights; no weights where none were given.
 
     Raises:
-        ValueError: If an iterable data set is no ``Stream``, or some have weights and others not,
-            or there are several with a stream among them and no weights.
+        ValueError: If these are splits, or an iterable data set is no ``Stream``, or some have weights and others
+            not, or there are several with a stream among them and no weights.
     """
+    if isinstance(dataset, DatasetDict | IterableDatasetDict):
+        raise ValueError(
+            f"The data set of task {task!r} must be one split, got the splits {list(dataset)}. Choose one, such as "
+            f"`dataset[{next(iter(dataset), 'train')!r}]`, or give `dict(dataset)` to train on all of them."
+        )
     named = dataset if isinstance(dataset, Mapping) else {"": dataset}
     pairs = {name: entry if isinstance(entry, tuple) else (entry, None) for name, entry in named.items()}
     for one, _ in pairs.values():

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 
 ELEMENTS_PER_CHUNK = {"cpu": 2**16}  # they stay in the cache between operations
 DEFAULT_ELEMENTS_PER_CHUNK = 2**26  # bounds the temporary memory
@@ -245,18 +245,31 @@ def total_norm(gradients: list[Tensor]) -> float:
     """Return the L2 norm of all gradients as one vector, over all shards and in fp32 at least."""
     gradients = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in gradients]
     norm = _norm(gradients)
-    if 1 / SQUARABLE < norm < SQUARABLE:
+    if 1 / SQUARABLE < norm < SQUARABLE or math.isnan(norm):
         return norm
-    largest = _norm(gradients, math.inf)
+    largest = _largest(gradients)
     if not SMALLEST_NORMAL <= largest < math.inf:
         return largest
     scale = 2.0 ** -min(math.frexp(largest)[1], 126)
     return math.hypot(*(_norm([gradient * scale]) for gradient in gradients)) / scale
 
 
-def _norm(gradients: list[Tensor], order: float = 2.0) -> float:
-    norm = torch.nn.utils.get_total_norm(gradients, order)
+def _norm(gradients: list[Tensor]) -> float:
+    norm = torch.nn.utils.get_total_norm(gradients)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def _largest(gradients: list[Tensor]) -> float:
+    """Return the largest absolute value, over all shards; a parameter or its shard may be empty."""
+    shards = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    values = [shard.abs().max().double().cpu() for shard in shards if shard.numel()]
+    largest = torch.stack([torch.zeros((), dtype=torch.float64), *values]).max()
+    sharded = next((gradient for gradient in gradients if isinstance(gradient, DTensor)), None)
+    if sharded is not None:
+        mesh = sharded.device_mesh
+        part = DTensor.from_local(largest.to(sharded.device), mesh, [Partial("max")] * mesh.ndim)
+        largest = part.full_tensor()
+    return largest.item()
 
 
 def _no_steps() -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transformers_upv2.training.trainer import extra_arguments
+from transformers_upv2.training.model_arguments import extra_arguments
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ Everything random is keyed by the seed and a running number, so nothing but weig
 the number of the update has to be saved: a resumed run does what the killed one would have done.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import ProgressCallback, Trainer, default_data_collator
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 from typing_extensions import override
 
 from transformers_upv2.data.multitask_dataset import WeightedConcat
@@ -24,6 +24,7 @@ from transformers_upv2.training.callbacks import TaskLogCallback, TaskProgressCa
 from transformers_upv2.training.checkpoints import AtomicCheckpoints
 from transformers_upv2.training.dead_workers import explain_dead_workers
 from transformers_upv2.training.drafted_card import DraftedCard
+from transformers_upv2.training.launchers import require_supported_launcher
 from transformers_upv2.training.loader import (
     JoinedBatches,
     NumberedBatches,
@@ -33,8 +34,10 @@ from transformers_upv2.training.loader import (
     datasets_of_task,
     load_positions,
     only_item,
+    require_by_name,
     save_positions,
 )
+from transformers_upv2.training.model_arguments import extra_arguments
 from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
 from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler, WeightedDrawSampler
 from transformers_upv2.training.seeding import seed_from, seed_global_generators
@@ -78,22 +81,10 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
         eval_dataset: Mapping[str, Dataset] | None = None,
         **kwargs: Any,
     ) -> None:
+        if train_dataset is not None:
+            require_by_name(train_dataset, "train_dataset", "tasks")
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **kwargs)
-        if self.is_deepspeed_enabled:
-            raise ValueError(
-                "DeepSpeed must be off: it clips and scales gradients by itself, before they could "
-                "be normalized per task. Use DDP or FSDP2."
-            )
-        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version == 1:
-            raise ValueError(
-                "FSDP must be of version 2: version 1 hides the parameters in flat shards, so a process cannot tell "
-                'the length of the whole gradient. Set `fsdp_config={"version": 2}`, or use DDP.'
-            )
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"There must be one process per device, got one for {args.n_gpu} devices. Start "
-                "with `torchrun` or `accelerate launch`, or set CUDA_VISIBLE_DEVICES."
-            )
+        require_supported_launcher(self)
         self.task_args = args.for_tasks(train_dataset or {}) if train_dataset else {}
         self.data_collators = data_collators or default_data_collator
         self.data_seed = args.seed if args.data_seed is None else args.data_seed
@@ -238,6 +229,8 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
                 task_weights={task: self.task_args[task].task_weight if is_balanced else 1.0 for task in tasks},
                 normalize=is_balanced,
             )
+        for group in self.optimizer.param_groups:  # for the log: not every schedule notes where it began
+            group.setdefault("initial_lr", group["lr"])
         return self.optimizer
 
     @override
@@ -364,11 +357,7 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
             ValueError: If the data sets are not a dict.
         """
         datasets = self.eval_dataset if eval_dataset is None else eval_dataset
-        if not isinstance(datasets, Mapping):
-            raise ValueError(
-                "`eval_dataset` must be a dict from 'task' or 'task/name' to data sets, got "
-                f"{type(datasets).__name__}."
-            )
+        require_by_name(datasets, "eval_dataset", "'task' or 'task/name'")
         metrics: dict[str, float] = {}
         for name, dataset in datasets.items():
             metrics |= self.evaluate_task(name.split("/")[0], dataset, f"{metric_key_prefix}_{name}", ignore_keys)
@@ -378,17 +367,36 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
         self, task: str, dataset: Dataset, prefix: str, ignore_keys: list[str] | None = None
     ) -> dict[str, float]:
         """Evaluate on one data set, with the loss and ``compute_metrics``."""
-        collate = self.collator_for(task)
-        self.data_collator = lambda examples: {**collate(examples), "task": task}
+        self.data_collator = partial(_collate_for, task, self.collator_for(task))
         return super().evaluate(dataset, ignore_keys, prefix)
 
+    def predict(  # type: ignore[override]  # data sets have names here
+        self,
+        test_dataset: Mapping[str, Dataset],
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> dict[str, PredictionOutput]:
+        """Predict on every data set.
 
-def extra_arguments(model: nn.Module) -> set[str]:
-    """Return which of ``task`` and ``step_seed`` a model's ``forward`` takes.
+        Args:
+            test_dataset: Data sets named ``"task"`` or ``"task/name"``.
+            ignore_keys: Outputs of the model that are not gathered.
+            metric_key_prefix: First part of the names of all metrics.
 
-    Keyword arguments without a name count if ``task`` is named: such a model knows of this Trainer.
-    """
-    parameters = inspect.signature(model.forward).parameters
-    named = {"task", "step_seed"} & set(parameters)
-    takes_any = any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    return {"task", "step_seed"} if "task" in named and takes_any else named
+        Returns:
+            What ``transformers.Trainer.predict`` returns, for every data set.
+
+        Raises:
+            ValueError: If the data sets are not a dict.
+        """
+        require_by_name(test_dataset, "test_dataset", "'task' or 'task/name'")
+        predictions = {}
+        for name, dataset in test_dataset.items():
+            task = name.split("/")[0]
+            self.data_collator = partial(_collate_for, task, self.collator_for(task))
+            predictions[name] = super().predict(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
+        return predictions
+
+
+def _collate_for(task: str, collate: Collator, examples: list[Any]) -> dict[str, Any]:
+    return {**collate(examples), "task": task}

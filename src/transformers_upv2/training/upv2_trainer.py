@@ -15,6 +15,7 @@ from transformers_upv2.data.multitask_dataset import TaskDataset, Transform, pre
 from transformers_upv2.model.tasks import get_task
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 from transformers_upv2.training.collator import UniPerceiverV2Collator
+from transformers_upv2.training.loader import require_by_name
 from transformers_upv2.training.streams import PrepareExample
 from transformers_upv2.training.trainer import MultiTaskTrainer
 
@@ -58,6 +59,8 @@ class UniPerceiverV2Trainer(MultiTaskTrainer):
     ) -> None:
         if processing_class is None:
             raise ValueError("`processing_class` must be a processor, got None.")
+        if train_dataset is not None:
+            require_by_name(train_dataset, "train_dataset", "tasks")
         self.evaluators = dict(evaluators or {})
         self.transforms = dict(transforms or {})
         for name in [*(train_dataset or {}), *self.evaluators, *self.transforms]:
