@@ -1,6 +1,6 @@
 """Check a recipe before anything is spent: its data, the memory of its model, the updates of every task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers_upv2.recipes.building import (
     open_training_data,
 )
 from transformers_upv2.recipes.data_checks import check_datasets, check_shards, describe_images
+from transformers_upv2.recipes.object_remarks import describe_objects, describe_shared_images
 from transformers_upv2.recipes.recipe import Recipe
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 
@@ -53,11 +54,18 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
             reader = member[0] if isinstance(member, tuple) else member
             remarks = describe_images(f"{task} {name}", reader, arguments.max_bad_samples)
             lines.append(f"  {task:20} {name:12} {', '.join([_look_at(reader), *remarks])}")
+            lines += _indent(describe_objects(reader))
     for name, reader in evaluation.items():
         remarks = describe_images(f"evaluation {name}", reader, 0)
         lines.append(f"  {name:20} {'evaluation':12} {', '.join([_look_at(reader), *remarks])}")
+        lines += _indent(describe_objects(reader))
+        lines += _indent(describe_shared_images(reader, datasets.get(name.split("/")[0], {})))
     lines += ["updates:", *_describe_tasks(arguments, datasets, world_size)]
     return [*lines, *_describe_memory(recipe)]
+
+
+def _indent(remarks: Iterable[str]) -> Iterator[str]:
+    return (f"      {remark}" for remark in remarks)
 
 
 def _look_at(reader: Any) -> str:
