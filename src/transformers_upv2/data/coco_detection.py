@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from transformers_upv2.data.annotation_geometry import Placement, clip_box
 from transformers_upv2.data.coco_instances import read_instances
-from transformers_upv2.data.examples import DataError, DetectionExample, load_image
+from transformers_upv2.data.examples import DataError, DetectionExample, image_path, load_image
 from transformers_upv2.model.coco_masks import MIN_POLYGON_NUMBERS
 
 
@@ -99,7 +99,7 @@ class CocoDetection(Dataset[DetectionExample]):
         entry = self._images[index]
         size = (entry["width"], entry["height"])
         annotations = self.read_annotations(index)
-        image = load_image(self.image_folder / entry["file_name"], annotated_size=size)
+        image = load_image(image_path(self.image_folder, entry["file_name"]), annotated_size=size)
         return {"image": image, "image_id": entry["id"], "annotations": annotations}
 
     def read_annotations(self, index: int, *, as_in_file: bool = False) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class CocoDetection(Dataset[DetectionExample]):
 
     def image_files(self) -> Iterator[Path]:
         """Yield the file of every image."""
-        return (self.image_folder / entry["file_name"] for entry in self._images)
+        return (image_path(self.image_folder, entry["file_name"]) for entry in self._images)
 
     def _cut_annotation(self, annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         """Return the annotation cut to its image.
