@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -13,7 +15,7 @@ from transformers_upv2.data.examples import DataError
 from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
 from transformers_upv2.recipes.recipe import read_recipe
-from transformers_upv2.recipes.run import main
+from transformers_upv2.recipes.run import main, run_script
 
 CHANGES = [
     f"model.checkpoint={ROOT / 'model_cards' / 'uniperceiver-v2-tiny'}",
@@ -177,6 +179,31 @@ def test_streams_must_have_a_shard_for_every_worker_and_are_not_evaluated_on(wri
         dry_run(root, *changes, "arguments.num_workers={captioning: 2}", world_size=2)
     with pytest.raises(ValueError, match="must not be a stream, got ImageTextShards for 'captioning'"):
         dry_run(root, *changes, f"evaluation={{captioning: {reader}}}")
+
+
+def test_curves_that_cannot_be_shown_are_found_before_anything_is_spent(write):
+    root = write()
+    for check in (lambda change: dry_run(root, change), lambda change: main([*run_command(root), change])):
+        with pytest.raises(ImportError, match=r"got \['nothing'\].*pip install nothing.*report_to=\[\]"):
+            check("arguments.report_to=[nothing]")
+    assert not (root / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["scripts/train.py"], ["-m", "transformers_upv2.recipes"]])
+def test_a_person_reads_one_message_and_no_traceback(write, content, program):
+    root = write(categories=[CAT, {"id": 2, "name": "bird"}])
+    run = subprocess.run([sys.executable, *program, *run_command(root)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert re.fullmatch(r"train: evaluation of 'detection' .*unknown are \['bird'\].*\n", run.stderr), run.stderr
+
+
+def test_bad_data_in_the_middle_of_training_is_one_message(write, content):
+    for each in content["annotations"][1:]:
+        each["bbox"] = [200, 20, 10, 10]
+    command = [*run_command(write()), "arguments.max_bad_samples=1", "evaluation={}"]
+    with pytest.raises(SystemExit, match=r"(?s)^train: .*at most `max_bad_samples`=1 .*must have an area inside"):
+        run_script(command)
 
 
 @pytest.mark.slow

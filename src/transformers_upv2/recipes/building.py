@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
+from transformers.integrations import get_available_reporting_integrations
 
 from transformers_upv2.data.augmentation import ColorJitter, Compose, LargeScaleJitter, RandomFlip
 from transformers_upv2.data.class_names import align_classes
@@ -156,6 +157,20 @@ def build_model(recipe: Recipe, datasets: Mapping[str, Mapping[str, Any]]) -> tu
     return model, processor
 
 
+def check_reporting(arguments: UniPerceiverV2TrainingArguments) -> None:
+    """Check that what shows the curves is installed.
+
+    Raises:
+        ImportError: If it is not.
+    """
+    missing = sorted(set(arguments.report_to) - set(get_available_reporting_integrations()))
+    if missing:
+        raise ImportError(
+            f"`report_to` must name what is installed, got {arguments.report_to}, of which {missing} are not. Install "
+            f'them, as with `pip install {missing[0]}`, or train without curves: `--set "arguments.report_to=[]"`.'
+        )
+
+
 def build_evaluators(recipe: Recipe) -> dict[str, Evaluator]:
     """Return the evaluator of every task, with the recipe's options."""
     evaluators = default_evaluators()
@@ -174,6 +189,7 @@ def build_trainer(recipe: Recipe, root: Path, out: Path) -> UniPerceiverV2Traine
     datasets = open_training_data(recipe, root)
     evaluation, evaluators = open_evaluation_data(recipe, root), build_evaluators(recipe)
     check_datasets(datasets, evaluation, evaluators)
+    check_reporting(arguments)
     model, processor = build_model(recipe, datasets)
     return UniPerceiverV2Trainer(
         model=model,

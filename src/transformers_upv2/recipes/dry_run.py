@@ -13,6 +13,7 @@ from transformers_upv2.recipes.building import (
     build_config,
     build_evaluators,
     build_transforms,
+    check_reporting,
     open_evaluation_data,
     open_training_data,
 )
@@ -39,6 +40,7 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
 
     Raises:
         ValueError: If the recipe or its arguments are wrong, class names differ, or a stream has too few shards.
+        ImportError: If what shows the curves is not installed.
         DataError: If a data set is missing or malformed, its first example is bad, or too many images are missing.
     """
     # whether this machine can do bfloat16 does not matter here
@@ -48,6 +50,7 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
     build_transforms(recipe)
     check_datasets(datasets, evaluation, build_evaluators(recipe))
     check_shards(datasets, arguments, world_size)
+    check_reporting(arguments)
     lines = ["data:"]
     for task, members in datasets.items():
         for name, member in members.items():

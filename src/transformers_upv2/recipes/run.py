@@ -2,9 +2,11 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers_upv2.data.examples import DataError
 from transformers_upv2.evaluation.results import format_table_6, write_metrics
 from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.recipes import NAMES
@@ -12,6 +14,7 @@ from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
 from transformers_upv2.recipes.recipe import read_recipe
 from transformers_upv2.training.checkpoints import newest_checkpoint
+from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -33,16 +36,43 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line; errors are raised."""
     options = parse_arguments(arguments)
+    if trainer := prepare(options):
+        train(trainer, options)
+
+
+def run_script(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line for a person: what is wrong with data or settings is said in one message.
+
+    Errors in the middle of training keep their traceback unless they are of the data.
+    """
+    options = parse_arguments(arguments)
+    try:
+        trainer = prepare(options)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"train: {error}")
+    if trainer is not None:
+        try:
+            train(trainer, options)
+        except DataError as error:
+            sys.exit(f"train: {error}")
+
+
+def prepare(options: argparse.Namespace) -> UniPerceiverV2Trainer | None:
+    """Build the trainer; with ``--dry-run`` print what it would do and return None."""
     recipe = read_recipe(options.config, options.set)
     if options.tasks:
         recipe = recipe.restrict(options.tasks)
     if options.dry_run:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         print("\n".join(describe_run(recipe, options.data, options.out, world_size)))
-        return
-    trainer = build_trainer(recipe, options.data, options.out)
+        return None
+    return build_trainer(recipe, options.data, options.out)
+
+
+def train(trainer: UniPerceiverV2Trainer, options: argparse.Namespace) -> None:
+    """Train from the newest checkpoint or the start, save, and evaluate."""
     checkpoint = newest_checkpoint(options.out)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
