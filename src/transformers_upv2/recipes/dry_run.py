@@ -10,6 +10,7 @@ from transformers import AutoConfig
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.recipes.building import (
+    build_arguments,
     build_config,
     build_evaluators,
     build_transforms,
@@ -44,7 +45,7 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
         DataError: If a data set is missing or malformed, its first example is bad, or too many images are missing.
     """
     # whether this machine can do bfloat16 does not matter here
-    arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments | {"bf16": False})
+    arguments = build_arguments(recipe.arguments | {"bf16": False}, out)
     datasets = open_training_data(recipe, root)
     evaluation = open_evaluation_data(recipe, root)
     build_transforms(recipe)
