@@ -7,7 +7,7 @@ The recipes lie in ``scripts/recipes``, which is the package's own folder of the
 whole way from own images to a published model.
 """
 
-from transformers_upv2.recipes.run import main
+from transformers_upv2.recipes.run import run_script
 
 if __name__ == "__main__":
-    main()
+    run_script()

@@ -103,6 +103,32 @@ def test_coco_fills_in_what_a_file_may_leave_out(tmp_path, coco):
     assert triangle["area"] == expected != 16
 
 
+@pytest.mark.parametrize("box", [None, NULL, []])
+def test_coco_boxes_that_are_left_out_are_those_of_the_masks(tmp_path, coco, box):
+    coco["annotations"][0]["segmentation"] = [[2, 2, 6.5, 2, 6, 6], [3, 3, 4, 3, 4, 7]]
+    for number in range(2):
+        change(["annotations", number, "bbox"], box)(coco)
+    dataset = read(tmp_path, coco)
+    (polygons,), (code,), _ = (dataset[i]["annotations"] for i in range(3))
+    assert polygons["bbox"] == [2, 2, 4.5, 5]
+    assert code["bbox"] == [1, 1, 4, 4]
+    del coco["annotations"][0]["segmentation"]
+    with pytest.raises(DataError, match=r"annotations\[0\]: `bbox` must be four finite numbers .* got"):
+        read(tmp_path, coco)
+
+
+def test_names_of_images_may_have_the_backslashes_of_windows(tmp_path, coco):
+    (tmp_path / "deep" / "down").mkdir(parents=True)
+    Image.new("L", (10, 8)).save(tmp_path / "deep" / "down" / "d.png")
+    Image.new("L", (10, 8), 255).save(tmp_path / "e\\f.png")
+    coco["images"][0]["file_name"], coco["images"][2]["file_name"] = "deep\\down\\d.png", "e\\f.png"
+    dataset = read(tmp_path, coco)
+    assert all(file.is_file() for file in dataset.image_files())
+    assert [dataset[i]["image"].getpixel((0, 0))[0] for i in (0, 2)] == [0, 255]
+    captions = write_captions(tmp_path, [{"image_id": 1, "caption": "a dog"}], "deep\\down\\d.png")
+    assert captions[0]["image"].size == (10, 8)
+
+
 def change(path, value):
     def apply(content):
         *parents, last = path
@@ -123,12 +149,12 @@ def change(path, value):
         (["images", 0, "width"], None, r"images\[0\] must have the keys .* missing \['width'\]"),
         (["images", 1, "id"], 7, r"images\[1\]: `id` must be unique, got 7 twice"),
         (["categories", 0, "id"], 3, r"categories\[1\]: `id` must be unique, got 3 twice"),
-        (["annotations", 0, "bbox"], None, r"annotations\[0\] .* missing \['bbox'\]"),
         (["annotations", 1, "category_id"], 4, r"annotations\[1\]: `category_id` .* \[3, 90\], got 4"),
         (["annotations", 1, "image_id"], 4, r"annotations\[1\]: `image_id` must be .* got 4"),
         (["annotations", 0, "bbox"], [1, 2, 3], r"annotations\[0\]: `bbox` .* got \[1, 2, 3\]"),
         (["annotations", 0, "bbox", 2], float("nan"), r"annotations\[0\]: `bbox` must be four finite"),
         (["annotations", 0, "segmentation"], [[1, 2, 3, 4, 5, 6, 7]], r"annotations\[0\]: `segmentation` must be a"),
+        (["annotations", 0, "segmentation"], [1, 1, 5, 1, 5, 5], r"`segmentation` must .* got \[1, 1, 5, 1, 5, 5\]"),
         (
             ["annotations", 1, "segmentation", "size"],
             [4, 4],
@@ -150,16 +176,16 @@ def change(path, value):
         (
             ["annotations", 0, "segmentation", 0, 1],
             float("nan"),
-            r"annotations\[0\]: .* finite numbers .*, got another",
+            r"annotations\[0\]: .* finite numbers .*, got \[\[2",
         ),
         (
             ["annotations", 0, "segmentation", 0, 1],
             float("inf"),
-            r"annotations\[0\]: .* finite numbers .*, got another",
+            r"annotations\[0\]: .* finite numbers .*, got \[\[2",
         ),
-        (["annotations", 0, "segmentation", 0, 1], 1e9, r"annotations\[0\]: .* up to 100000, got another"),
-        (["annotations", 0, "segmentation", 0, 1], -1e30, r"annotations\[0\]: .* up to 100000, got another"),
-        (["annotations", 0, "segmentation", 0, 1], 10**400, r"annotations\[0\]: .* up to 100000, got another"),
+        (["annotations", 0, "segmentation", 0, 1], 1e9, r"annotations\[0\]: .* up to 100000, got \[\[2"),
+        (["annotations", 0, "segmentation", 0, 1], -1e30, r"annotations\[0\]: .* up to 100000, got \[\[2"),
+        (["annotations", 0, "segmentation", 0, 1], 10**400, r"annotations\[0\]: .* up to 100000, got \[\[2"),
         (["annotations", 0, "bbox", 2], 10**400, r"annotations\[0\]: `bbox` must be four finite"),
         (["annotations", 0, "area"], 10**400, r"annotations\[0\]: `area` must be a number"),
         (["images", 0, "width"], 10**400, r"images\[0\]: `width` must be a whole number of pixels up to 100000"),
@@ -169,7 +195,7 @@ def change(path, value):
         (
             ["annotations", 0, "segmentation", 0, 1],
             "2",
-            r"annotations\[0\]: .* finite numbers .*, got another",
+            r"annotations\[0\]: .* finite numbers .*, got \[\[2",
         ),
         (["annotations", 0, "iscrowd"], "no", r"annotations\[0\]: `iscrowd` must be a number, got 'no'"),
         (["annotations", 0, "iscrowd"], -1, r"annotations\[0\]: `iscrowd` must be 0 or 1, got -1"),
@@ -284,9 +310,9 @@ def test_real_coco_files_are_read_as_they_are():
     assert len(captions) + captions.num_skipped in (80, 160)
 
 
-def write_captions(tmp_path, annotations):
+def write_captions(tmp_path, annotations, name="a.png"):
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
+    images = [{"id": 1, "file_name": name}, {"id": 2, "file_name": "b.png"}]
     content = {"images": images, "annotations": annotations}
     (tmp_path / "c.json").write_text(json.dumps(content))
     return ImageCaptions(tmp_path / "c.json", tmp_path)

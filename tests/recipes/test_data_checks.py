@@ -2,6 +2,9 @@
 
 import io
 import json
+import re
+import subprocess
+import sys
 import tarfile
 
 import pytest
@@ -12,7 +15,7 @@ from transformers_upv2.data.examples import DataError
 from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
 from transformers_upv2.recipes.recipe import read_recipe
-from transformers_upv2.recipes.run import main
+from transformers_upv2.recipes.run import main, run_script
 
 CHANGES = [
     f"model.checkpoint={ROOT / 'model_cards' / 'uniperceiver-v2-tiny'}",
@@ -67,6 +70,53 @@ def test_dry_run_counts_masks(write, content):
     shown = dry_run(write(annotations=[*content["annotations"][:2], *boxes[2:]]))
     assert "6 of 6 objects have masks" in shown
     assert "2 of 6 objects have masks" in shown
+
+
+def test_dry_run_describes_the_objects(write, content):
+    """What tools export: an unused class, crowds for masks, fractions and corners for boxes, boxes outside."""
+    content["categories"] = [{"id": 0, "name": "things"}, CAT, DOG]
+    for index, box in {1: [0.1, 0.1, 0.3, 0.3], 2: [20, 20, 60, 20], 3: [200, 20, 10, 10]}.items():
+        content["annotations"][index] |= {"bbox": box, "segmentation": []}
+    content["annotations"][4]["iscrowd"] = 1
+    shown = dry_run(write(categories=[CAT, DOG]), "evaluation={}")
+    assert "objects of each class: dog 3, cat 2" in shown
+    assert "1 of 3 classes have no object: 'things'" in shown
+    assert "1 images show no object" in shown
+    assert "1 regions have `iscrowd` 1" in shown
+    assert "1 boxes are less than a pixel" in shown
+    assert "1 boxes reach out of their image" in shown
+    assert re.search(r"1 images have an annotation that cannot be used.*annotation None of image 3", shown)
+
+
+def test_dry_run_is_silent_about_what_is_right(write):
+    shown = dry_run(write(), "evaluation={}")
+    assert "objects of each class: cat 3, dog 3" in shown
+    assert not re.search("no object|iscrowd|pixel|reach out|cannot be used|as well", shown)
+
+
+def test_images_of_training_and_evaluation_are_compared(write, content):
+    (root := write(images=content["images"][:2], annotations=[])).joinpath("other").symlink_to("images")
+    assert "2 of its 2 images are in the training data as well" in dry_run(root)
+    assert "as well" not in dry_run(root, "evaluation.detection.image_folder=other")
+
+
+def test_the_most_and_the_least_frequent_of_many_classes_are_listed(write, content):
+    content["categories"] = [{"id": i, "name": f"class {i}"} for i in range(20)]
+    content["annotations"] = [
+        {"image_id": 0, "category_id": i, "bbox": [10, 10, 20, 20]} for i in range(20) for _ in range(20 - i)
+    ]
+    shown = dry_run(write(), "evaluation={}")
+    assert "objects of each class: class 0 20, " in shown
+    assert ", ..., " in shown
+    assert "class 19 1" in shown
+    assert "class 10 " not in shown
+
+
+@pytest.mark.parametrize("field", [{"iscrowd": 1}, None], ids=["crowds", "no annotations"])
+def test_nothing_to_learn_is_found_before_training(write, content, field):
+    content["annotations"] = [each | field for each in content["annotations"]] if field else []
+    with pytest.raises(DataError, match=r"'detection' must show at least one object, got 6 images without"):
+        dry_run(write(), "evaluation={}")
 
 
 @pytest.mark.parametrize("check", [dry_run, lambda root: main(run_command(root))], ids=["dry run", "run"])
@@ -148,6 +198,31 @@ def test_streams_must_have_a_shard_for_every_worker_and_are_not_evaluated_on(wri
         dry_run(root, *changes, "arguments.num_workers={captioning: 2}", world_size=2)
     with pytest.raises(ValueError, match="must not be a stream, got ImageTextShards for 'captioning'"):
         dry_run(root, *changes, f"evaluation={{captioning: {reader}}}")
+
+
+def test_curves_that_cannot_be_shown_are_found_before_anything_is_spent(write):
+    root = write()
+    for check in (lambda change: dry_run(root, change), lambda change: main([*run_command(root), change])):
+        with pytest.raises(ImportError, match=r"got \['nothing'\].*pip install nothing.*report_to=\[\]"):
+            check("arguments.report_to=[nothing]")
+    assert not (root / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [["scripts/train.py"], ["-m", "transformers_upv2.recipes"]])
+def test_a_person_reads_one_message_and_no_traceback(write, content, program):
+    root = write(categories=[CAT, {"id": 2, "name": "bird"}])
+    run = subprocess.run([sys.executable, *program, *run_command(root)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert re.fullmatch(r"train: evaluation of 'detection' .*unknown are \['bird'\].*\n", run.stderr), run.stderr
+
+
+def test_bad_data_in_the_middle_of_training_is_one_message(write, content):
+    for each in content["annotations"][1:]:
+        each["bbox"] = [200, 20, 10, 10]
+    command = [*run_command(write()), "arguments.max_bad_samples=1", "evaluation={}"]
+    with pytest.raises(SystemExit, match=r"(?s)^train: .*at most `max_bad_samples`=1 .*must have an area inside"):
+        run_script(command)
 
 
 @pytest.mark.slow

@@ -197,6 +197,40 @@ def test_unknown_readers_and_transforms_are_named(data):
             main(["--config", "base", "--data", str(data), "--out", "out", "--dry-run", "--set", change])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("processor.siez={longest_edge: 64}", r"`processor` must have options .*'size'.* got \['siez'\]"),
+        ("arguments.image_options.detection={do_resiz: false}", r"`arguments.image_options.detection` .*'do_resiz'"),
+        ("transforms.captioning=[{name: flip}]", r"`transforms` must name .* \['detection'\], got \['captioning'\]"),
+        ("model.chekpoint=x", r"`model` must have either \['checkpoint'\] or .*got .*'chekpoint'"),
+        ("model.preset=swin-base", r"got \['checkpoint', 'preset'\]"),
+        ("model={}", r"`model` must have either .* got \[\]"),
+        ("arguments.max_steps=-1", "`arguments.max_steps` must be a whole number of at least 1, got -1"),
+        ("arguments.max_steps=lots", "got 'lots'"),
+        ("arguments.max_steps=null", "got None"),
+    ],
+)
+def test_what_would_be_ignored_or_fail_late_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        read_recipe("finetune_coco_json", [change])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("arguments.max_step=5", r"options of `arguments` .*'max_step'.* Did you mean \['max_steps'\]"),
+        ("data.detection.coco.image_foldr=x", r"the reader 'coco_detection' .* Did you mean \['image_folder'\]"),
+        ("data.detection.coco.annotation_file=null", r"the reader .* missing .*'annotation_file'"),
+        ("transforms.detection=[{name: flip, chance: 1}]", r"the transform 'flip' .*'chance'.* \['probability'\]"),
+        ("evaluators.detection={masks: false}", r"the evaluator of 'detection' .* 'masks'"),
+    ],
+)
+def test_misspelt_options_are_named(data, change, message):
+    with pytest.raises(ValueError, match=message):
+        main(["--config", "base", "--data", str(data), "--out", "out", "--dry-run", "--set", change])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_recipe_runs(name, data, tmp_path, capsys):

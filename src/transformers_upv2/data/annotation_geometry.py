@@ -62,6 +62,15 @@ def to_rle(segmentation: Segmentation, width: int, height: int) -> dict[str, Any
     return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
 
 
+def tight_box(segmentation: Segmentation, width: int, height: int) -> list[float]:
+    """Return the least box around a segmentation of any kind; of polygons, that of their points."""
+    if isinstance(segmentation, dict):
+        return coco_mask.toBbox(to_rle(segmentation, width, height)).tolist()
+    points = np.concatenate([np.array(polygon).reshape(-1, 2) for polygon in segmentation])
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return [left, top, right - left, bottom - top]
+
+
 class Placement:
     """A move of an image's content: mirror, then scale, then shift, then cut with a new frame."""
 
@@ -139,7 +148,7 @@ class Placement:
         if area == 0:
             return None
         if is_cut:
-            box = self._tight_box(moved, rle)
+            box = tight_box(moved, *self.new_size)
         return {**annotation, "segmentation": moved, "bbox": box, "area": area}
 
     def _move_rle(self, segmentation: dict[str, Any]) -> dict[str, Any]:
@@ -151,11 +160,3 @@ class Placement:
         if is_cut:
             moved = [clip_polygon(points, *self.new_size) for points in moved]
         return [points.ravel().tolist() for points in moved if len(points) >= 3]
-
-    @staticmethod
-    def _tight_box(segmentation: Segmentation, rle: dict[str, Any]) -> list[float]:
-        if isinstance(segmentation, dict):
-            return coco_mask.toBbox(rle).tolist()
-        points = np.concatenate([np.array(polygon).reshape(-1, 2) for polygon in segmentation])
-        (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
-        return [left, top, right - left, bottom - top]

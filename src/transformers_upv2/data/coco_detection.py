@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from transformers_upv2.data.annotation_geometry import Placement, clip_box
 from transformers_upv2.data.coco_instances import read_instances
-from transformers_upv2.data.examples import DataError, DetectionExample, load_image
+from transformers_upv2.data.examples import DataError, DetectionExample, image_path, load_image
 from transformers_upv2.model.coco_masks import MIN_POLYGON_NUMBERS
 
 
@@ -98,9 +98,25 @@ class CocoDetection(Dataset[DetectionExample]):
     def __getitem__(self, index: int) -> DetectionExample:
         entry = self._images[index]
         size = (entry["width"], entry["height"])
-        annotations = [self._cut_annotation(annotation, size) for annotation in self._annotations[entry["id"]]]
-        image = load_image(self.image_folder / entry["file_name"], annotated_size=size)
+        annotations = self.read_annotations(index)
+        image = load_image(image_path(self.image_folder, entry["file_name"]), annotated_size=size)
         return {"image": image, "image_id": entry["id"], "annotations": annotations}
+
+    def read_annotations(self, index: int, *, as_in_file: bool = False) -> list[dict[str, Any]]:
+        """Return the annotations of an example without reading its image.
+
+        Args:
+            index: Of the example.
+            as_in_file: Whether they are left uncut and unchecked.
+
+        Raises:
+            DataError: If one of them cannot be cut to its image.
+        """
+        entry = self._images[index]
+        annotations = self._annotations[entry["id"]]
+        if as_in_file:
+            return annotations
+        return [self._cut_annotation(annotation, (entry["width"], entry["height"])) for annotation in annotations]
 
     def without_annotations(self) -> "CocoDetection":
         """Return a data set of the same images that have no annotations, and so no bad ones."""
@@ -110,7 +126,7 @@ class CocoDetection(Dataset[DetectionExample]):
 
     def image_files(self) -> Iterator[Path]:
         """Yield the file of every image."""
-        return (self.image_folder / entry["file_name"] for entry in self._images)
+        return (image_path(self.image_folder, entry["file_name"]) for entry in self._images)
 
     def _cut_annotation(self, annotation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         """Return the annotation cut to its image.

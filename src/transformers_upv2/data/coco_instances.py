@@ -12,7 +12,7 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from transformers_upv2.data.annotation_geometry import to_rle
+from transformers_upv2.data.annotation_geometry import tight_box, to_rle
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.json_files import index_by_id, read_json, require_keys, require_list, require_path
 from transformers_upv2.model.coco_masks import MAX_COORDINATE, MIN_POLYGON_NUMBERS, run_lengths
@@ -38,7 +38,8 @@ class CocoInstances:
 def read_instances(path: Path) -> CocoInstances:
     """Read and check an instances file, and fill in what it may leave out.
 
-    ``iscrowd`` is 0 by default, ``area`` that of the mask, or of the box where there is no mask.
+    ``iscrowd`` is 0 by default, ``bbox`` that of the mask, ``area`` that of the mask, or of the box where there is no
+    mask.
 
     Args:
         path: The JSON file.
@@ -94,7 +95,7 @@ def check_segmentation(segmentation: object, image: Item, where: str) -> None:
     elif not isinstance(segmentation, list) or not all(map(_is_polygon, segmentation)):
         raise DataError(
             f"{where}: `segmentation` must be a run-length code or a list of polygons [x1, y1, x2, y2, ...], all of "
-            f"them finite numbers up to {MAX_COORDINATE}, got another kind. Correct or remove the annotation."
+            f"them finite numbers up to {MAX_COORDINATE}, got {segmentation!r:.60}. Correct or remove the annotation."
         )
 
 
@@ -147,7 +148,7 @@ def _check_image(image: Item, where: str) -> None:
 def _check_annotation(
     annotation: Item, images: dict[int | str, Item], categories: dict[int | str, Item], where: str
 ) -> None:
-    require_keys(annotation, ("image_id", "category_id", "bbox"), where)
+    require_keys(annotation, ("image_id", "category_id"), where)
     image_id, category_id = annotation["image_id"], annotation["category_id"]
     if not isinstance(image_id, int | str) or image_id not in images:
         raise DataError(f"{where}: `image_id` must be the id of an image in the file, got {image_id!r}.")
@@ -155,8 +156,12 @@ def _check_annotation(
         raise DataError(
             f"{where}: `category_id` must be one of the file's categories {sorted(categories)}, got {category_id!r}."
         )
-    check_box(annotation["bbox"], where)
-    check_segmentation(annotation.get("segmentation"), images[image_id], where)
+    image = images[image_id]
+    check_segmentation(annotation.get("segmentation"), image, where)
+    mask = drawable_mask(annotation)
+    if not annotation.get("bbox") and mask is not None:
+        annotation["bbox"] = tight_box(mask, image["width"], image["height"])
+    check_box(annotation.get("bbox"), where)
 
 
 def _number_or(annotation: Item, field: str, default: int, where: str) -> Any:

@@ -7,7 +7,7 @@ example; which kind a training task takes is stated in ``transformers_upv2.model
 import io
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypedDict
 
 import numpy as np
@@ -69,6 +69,12 @@ class DrawnExample(TypedDict):
 
     rng_seed: int
     replaced: list[tuple[int, str]]
+
+
+def image_path(folder: Path, name: str) -> Path:
+    """Return where an image lies; a tool on Windows may have written its name with backslashes."""
+    path = folder / name
+    return path if "\\" not in name or path.is_file() else folder / PureWindowsPath(name).as_posix()
 
 
 def load_image(

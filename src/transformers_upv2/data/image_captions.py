@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from transformers_upv2.data.examples import CaptionExample, DataError, load_image
+from transformers_upv2.data.examples import CaptionExample, DataError, image_path, load_image
 from transformers_upv2.data.json_files import index_by_id, read_json, require_keys, require_list, require_path
 
 
@@ -65,12 +65,12 @@ class ImageCaptions(Dataset[CaptionExample]):
 
     def image_files(self) -> Iterator[Path]:
         """Yield the file of every image."""
-        return (self.image_folder / entry["file_name"] for entry in self._images)
+        return (image_path(self.image_folder, entry["file_name"]) for entry in self._images)
 
     def __getitem__(self, index: int) -> CaptionExample:
         entry = self._images[index]
         return {
-            "image": load_image(self.image_folder / entry["file_name"]),
+            "image": load_image(image_path(self.image_folder, entry["file_name"])),
             "image_id": entry["id"],
             "captions": list(self._captions[entry["id"]]),
         }

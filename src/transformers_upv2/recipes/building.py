@@ -1,11 +1,14 @@
 """From a recipe to data sets, model, processor and trainer."""
 
+import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import AutoTokenizer
+from transformers.integrations import get_available_reporting_integrations
 
 from transformers_upv2.data.augmentation import ColorJitter, Compose, LargeScaleJitter, RandomFlip
 from transformers_upv2.data.class_names import align_classes
@@ -43,11 +46,15 @@ class DropMasks:
         return {**example, "annotations": annotations}
 
 
-def open_coco_detection(exclude_karpathy: str | None = None, **options: Any) -> CocoDetection:
+def open_coco_detection(
+    annotation_file: str,
+    image_folder: str,
+    skip_images_without_annotations: bool = False,
+    exclude_karpathy: str | None = None,
+) -> CocoDetection:
     """Open COCO instances, without the held-out images of a Karpathy split file if one is given."""
-    if exclude_karpathy is not None:
-        options["excluded_image_ids"] = karpathy_image_ids(exclude_karpathy)
-    return CocoDetection(**options)
+    excluded = () if exclude_karpathy is None else karpathy_image_ids(exclude_karpathy)
+    return CocoDetection(annotation_file, image_folder, skip_images_without_annotations, excluded)
 
 
 READERS: dict[str, Callable[..., Any]] = {
@@ -81,7 +88,8 @@ def open_reader(options: Tree, root: Path) -> Any:
     arguments = {
         key: _below(root, value) if key in PATHS else value for key, value in options.items() if key != "weight"
     }
-    return _lookup(READERS, arguments.pop("reader", None), "reader")(**arguments)
+    name = arguments.pop("reader", None)
+    return _call(_lookup(READERS, name, "reader"), arguments, f"the reader {name!r}")
 
 
 def _below(root: Path, value: Any) -> Any:
@@ -120,7 +128,8 @@ def build_transforms(recipe: Recipe) -> dict[str, Transform]:
 
 
 def _build_transform(options: Tree) -> Transform:
-    return _lookup(TRANSFORMS, options.pop("name", None), "transform")(**options)
+    name = options.pop("name", None)
+    return _call(_lookup(TRANSFORMS, name, "transform"), options, f"the transform {name!r}")
 
 
 def build_config(model: Tree) -> UniPerceiverV2Config:
@@ -160,10 +169,36 @@ def build_model(recipe: Recipe, datasets: Mapping[str, Mapping[str, Any]]) -> tu
     return model, processor
 
 
+def build_arguments(options: Tree, out: Path) -> UniPerceiverV2TrainingArguments:
+    """Return the training arguments of a run that writes to ``out``.
+
+    Raises:
+        ValueError: If there is no such argument.
+    """
+    return _call(UniPerceiverV2TrainingArguments, options | {"output_dir": str(out)}, "`arguments`")
+
+
+def check_reporting(arguments: UniPerceiverV2TrainingArguments) -> None:
+    """Check that what shows the curves is installed.
+
+    Raises:
+        ImportError: If it is not.
+    """
+    missing = sorted(set(arguments.report_to or ()) - set(get_available_reporting_integrations()))
+    if missing:
+        raise ImportError(
+            f"`report_to` must name what is installed, got {arguments.report_to}, of which {missing} are not. Install "
+            f'them, as with `pip install {missing[0]}`, or train without curves: `--set "arguments.report_to=[]"`.'
+        )
+
+
 def build_evaluators(recipe: Recipe) -> dict[str, Evaluator]:
     """Return the evaluator of every task, with the recipe's options."""
     evaluators = default_evaluators()
-    return evaluators | {task: type(evaluators[task])(**options) for task, options in recipe.evaluators.items()}
+    return evaluators | {
+        task: _call(type(evaluators[task]), options, f"the evaluator of {task!r}")
+        for task, options in recipe.evaluators.items()
+    }
 
 
 def build_trainer(recipe: Recipe, root: Path, out: Path) -> UniPerceiverV2Trainer:
@@ -174,10 +209,11 @@ def build_trainer(recipe: Recipe, root: Path, out: Path) -> UniPerceiverV2Traine
         root: The data folder.
         out: Where checkpoints and the final model go.
     """
-    arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments)
+    arguments = build_arguments(recipe.arguments, out)
     datasets = open_training_data(recipe, root)
     evaluation, evaluators = open_evaluation_data(recipe, root), build_evaluators(recipe)
     check_datasets(datasets, evaluation, evaluators)
+    check_reporting(arguments)
     model, processor = build_model(recipe, datasets)
     return UniPerceiverV2Trainer(
         model=model,
@@ -188,6 +224,22 @@ def build_trainer(recipe: Recipe, root: Path, out: Path) -> UniPerceiverV2Traine
         processing_class=processor,
         transforms=build_transforms(recipe),
     )
+
+
+def _call(function: Callable[..., Any], options: Mapping[str, Any], what: str) -> Any:
+    """Call with options from a recipe.
+
+    Raises:
+        ValueError: If there is no such option, or one is missing; the message says which there are.
+    """
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError as error:
+        known = list(inspect.signature(function).parameters)
+        near = [match for name in options if name not in known for match in get_close_matches(name, known, 1)]
+        hint = f"Did you mean {near}?" if near else f"There are {known}."
+        raise ValueError(f"The options of {what} in the recipe must be right, got: {error}. {hint}") from error
+    return function(**options)
 
 
 def _lookup(table: Mapping[str, Callable[..., Any]], name: Any, what: str) -> Callable[..., Any]:

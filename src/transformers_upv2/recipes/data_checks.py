@@ -15,7 +15,7 @@ from transformers_upv2.training.streams import Stream, own_share
 def check_datasets(
     datasets: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any], evaluators: Mapping[str, Evaluator]
 ) -> None:
-    """Check that evaluation means classes that the model knows, and that it comes to an end.
+    """Check that there are objects to learn, that evaluation means classes that the model knows, and that it ends.
 
     Evaluation finds classes by their names, so it may have some of them in another order.
 
@@ -25,8 +25,11 @@ def check_datasets(
         evaluators: The evaluator of every task.
 
     Raises:
-        ValueError: If it does not, or data to evaluate on is a stream; the message names the data sets.
+        DataError: If all images of a task that has objects are without one.
+        ValueError: If data to evaluate on has other classes or is a stream; the message names the data sets.
     """
+    for task, members in datasets.items():
+        _check_objects(task, members)
     names_of_task = {task: _known_class_names(task, members) for task, members in datasets.items()}
     for key, reader in evaluation.items():
         if not hasattr(reader, "__len__"):
@@ -102,6 +105,11 @@ def _examples(reader: Any) -> Iterator[Any]:
         yield example
 
 
+def unwrap(reader: Any) -> Any:
+    """Return the data set as it was opened, before its classes were brought into another order."""
+    return reader.dataset if isinstance(reader, ReorderedClasses) else reader
+
+
 def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
     """Look for all image files and count masks.
 
@@ -116,8 +124,7 @@ def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
     Raises:
         DataError: If more files are missing.
     """
-    if isinstance(reader, ReorderedClasses):
-        reader = reader.dataset
+    reader = unwrap(reader)
     if hasattr(reader, "image_files"):
         missing = (file for file in reader.image_files() if not file.is_file())
         found = list(islice(missing, max_missing + 1))
@@ -130,6 +137,15 @@ def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
             yield f"{len(found)} image files are missing, such as {found[0]}"
     if hasattr(reader, "num_masks"):
         yield f"{reader.num_masks} of {reader.num_objects} objects have masks"
+
+
+def _check_objects(task: str, members: Mapping[str, Any]) -> None:
+    readers = [unwrap(reader) for reader in datasets_of_task(members, task)[0]]
+    if all(getattr(reader, "num_objects", None) == 0 for reader in readers):
+        raise DataError(
+            f"The training data of {task!r} must show at least one object, got {sum(map(len, readers))} images "
+            "without one. Regions with `iscrowd` 1 do not count: some tools write it with every mask. Set it to 0."
+        )
 
 
 def _known_class_names(task: str, members: Mapping[str, Any]) -> list[str]:

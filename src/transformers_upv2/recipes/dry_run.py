@@ -1,6 +1,6 @@
 """Check a recipe before anything is spent: its data, the memory of its model, the updates of every task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,16 @@ from transformers import AutoConfig
 from transformers_upv2.evaluation.detection import asked_about
 from transformers_upv2.model.modeling_tasks_upv2 import UniPerceiverV2ForMultiTask
 from transformers_upv2.recipes.building import (
+    build_arguments,
     build_config,
     build_evaluators,
     build_transforms,
+    check_reporting,
     open_evaluation_data,
     open_training_data,
 )
 from transformers_upv2.recipes.data_checks import check_datasets, check_shards, describe_images, look_at
+from transformers_upv2.recipes.object_remarks import describe_objects, describe_shared_images
 from transformers_upv2.recipes.recipe import Recipe
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 
@@ -38,16 +41,18 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
 
     Raises:
         ValueError: If the recipe or its arguments are wrong, class names differ, or a stream has too few shards.
+        ImportError: If what shows the curves is not installed.
         DataError: If a data set is missing or malformed, more of its first examples are bad than the run would bear,
             or too many images are missing.
     """
     # whether this machine can do bfloat16 does not matter here
-    arguments = UniPerceiverV2TrainingArguments(output_dir=str(out), **recipe.arguments | {"bf16": False})
+    arguments = build_arguments(recipe.arguments | {"bf16": False}, out)
     datasets = open_training_data(recipe, root)
     evaluation = open_evaluation_data(recipe, root)
     build_transforms(recipe)
     check_datasets(datasets, evaluation, build_evaluators(recipe))
     check_shards(datasets, arguments, world_size)
+    check_reporting(arguments)
     lines = ["data:"]
     for task, members in datasets.items():
         for name, member in members.items():
@@ -55,12 +60,19 @@ def describe_run(recipe: Recipe, root: Path, out: Path, world_size: int = 1) -> 
             remarks = describe_images(f"{task} {name}", reader, arguments.max_bad_samples)
             found = look_at(f"{task} {name}", reader, arguments.max_bad_samples)
             lines.append(f"  {task:20} {name:12} {', '.join([*found, *remarks])}")
+            lines += _indent(describe_objects(reader))
     for name, reader in evaluation.items():
         remarks = describe_images(f"evaluation {name}", reader, 0)
         found = look_at(f"evaluation {name}", asked_about(reader), 0)
         lines.append(f"  {name:20} {'evaluation':12} {', '.join([*found, *remarks])}")
+        lines += _indent(describe_objects(reader))
+        lines += _indent(describe_shared_images(reader, datasets.get(name.split("/")[0], {})))
     lines += ["updates:", *_describe_tasks(arguments, datasets, world_size)]
     return [*lines, *_describe_memory(recipe)]
+
+
+def _indent(remarks: Iterable[str]) -> Iterator[str]:
+    return (f"      {remark}" for remark in remarks)
 
 
 def _describe_tasks(

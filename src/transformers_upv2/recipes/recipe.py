@@ -9,6 +9,12 @@ import yaml
 
 from transformers_upv2.model.tasks import get_task
 from transformers_upv2.recipes import FOLDER, NAMES
+from transformers_upv2.recipes.recipe_checks import (
+    check_image_options,
+    check_max_steps,
+    check_model_source,
+    check_transforms,
+)
 
 Tree = dict[str, Any]
 
@@ -71,7 +77,7 @@ def read_recipe(config: str, changes: Sequence[str] = ()) -> Recipe:
         changes: Such as ``arguments.max_steps=100``: dotted keys and values in YAML; ``null`` removes a key.
 
     Raises:
-        ValueError: If there is no such recipe, or a part of it is missing or unknown.
+        ValueError: If there is no such recipe, or a part of it is missing, unknown or would be ignored.
     """
     path = FOLDER / f"{config}.yaml" if config in NAMES else Path(config)
     if not path.is_file():
@@ -87,6 +93,12 @@ def read_recipe(config: str, changes: Sequence[str] = ()) -> Recipe:
     recipe = Recipe(**tree)
     for key in [*recipe.data, *recipe.transforms, *recipe.evaluation, *recipe.evaluators]:
         get_task(key.split("/")[0])
+    check_model_source(recipe.model)
+    check_image_options(recipe.processor, "processor")
+    for task, options in recipe.arguments.get("image_options", {}).items():
+        check_image_options(options, f"arguments.image_options.{task}")
+    check_transforms(recipe.transforms, recipe.data)
+    check_max_steps(recipe.arguments)
     return recipe
 
 

@@ -2,17 +2,20 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers_upv2.data.examples import DataError
 from transformers_upv2.evaluation.results import format_table_6, write_metrics
 from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.recipes import NAMES
 from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
-from transformers_upv2.recipes.recipe import read_recipe
+from transformers_upv2.recipes.recipe import Recipe, read_recipe
 from transformers_upv2.recipes.run_card import write_card
 from transformers_upv2.training.checkpoints import newest_checkpoint
+from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -34,16 +37,43 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
+    """Run the command line; errors are raised."""
     options = parse_arguments(arguments)
+    if prepared := prepare(options):
+        train(*prepared, options)
+
+
+def run_script(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line for a person: what is wrong with data or settings is said in one message.
+
+    Errors in the middle of training keep their traceback unless they are of the data.
+    """
+    options = parse_arguments(arguments)
+    try:
+        prepared = prepare(options)
+    except (OSError, ValueError, ImportError) as error:
+        sys.exit(f"train: {error}")
+    if prepared is not None:
+        try:
+            train(*prepared, options)
+        except DataError as error:
+            sys.exit(f"train: {error}")
+
+
+def prepare(options: argparse.Namespace) -> tuple[Recipe, UniPerceiverV2Trainer] | None:
+    """Read the recipe and build its trainer; with ``--dry-run`` print what it would do and return None."""
     recipe = read_recipe(options.config, options.set)
     if options.tasks:
         recipe = recipe.restrict(options.tasks)
     if options.dry_run:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         print("\n".join(describe_run(recipe, options.data, options.out, world_size)))
-        return
-    trainer = build_trainer(recipe, options.data, options.out)
+        return None
+    return recipe, build_trainer(recipe, options.data, options.out)
+
+
+def train(recipe: Recipe, trainer: UniPerceiverV2Trainer, options: argparse.Namespace) -> None:
+    """Train from the newest checkpoint or the start, save, evaluate, and write the card."""
     checkpoint = newest_checkpoint(options.out)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # which uploads nothing yet

@@ -114,8 +114,9 @@ def _call(module: str, arguments: Sequence[str], processes: int, log: Path) -> N
     with log.open("w") as output:
         command = [*launcher, "-m", module, *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": output, "stderr": subprocess.STDOUT}
-        with subprocess.Popen(command, env=environment, **pipes) as process:
+        with subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT
+        ) as process:
             exit_code = process.wait()
     if exit_code != 0:
         raise ChildProcessError(
