@@ -11,7 +11,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
+from transformers_upv2.training.optimizer import TaskBalancedAdamW
+from transformers_upv2.training.parameter_groups import parameter_groups
 
 
 def make_model() -> nn.Module:

@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from transformers_upv2.model.image_tokens import AttentionPools
-from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
+from transformers_upv2.training.optimizer import TaskBalancedAdamW
+from transformers_upv2.training.parameter_groups import parameter_groups
 from transformers_upv2.training.sampler import UnmixedTaskSampler
 
 PROBABILITIES = {"a": 0.5, "b": 0.3, "c": 0.2}

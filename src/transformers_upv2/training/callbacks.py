@@ -204,6 +204,20 @@ def base_learning_rate(optimizer: Optimizer, base: float) -> float:
     return base * (group["lr"] / group["initial_lr"] if group["initial_lr"] else 1.0)
 
 
+def samples_seen(
+    statistics: Mapping[str, Mapping[str, float]], sizes: Mapping[str, int], updated_as: str | None = None
+) -> dict[str, float]:
+    """Return how many samples of every task were seen, those of skipped steps included.
+
+    Args:
+        statistics: ``task_statistics`` of a ``TaskBalancedAdamW``.
+        sizes: Samples of every task in one of its updates.
+        updated_as: The task of all updates where they hold every task.
+    """
+    counts = {task: statistics.get(updated_as or task) for task in sizes}
+    return {f"samples/{t}": (c["steps"] + c["skipped_steps"]) * sizes[t] for t, c in counts.items() if c is not None}
+
+
 def describe_replaced(replaced: Mapping[str, list[Any]]) -> str:
     """List bad samples, the first ones with their reasons."""
     names = list(replaced)

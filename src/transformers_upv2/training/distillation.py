@@ -21,7 +21,7 @@ from transformers_upv2.model.distributed import average_gradients
 from transformers_upv2.model.image_encoder import ImageEncoder, image_sizes, real_cells
 from transformers_upv2.training.distilled_maps import MapRecorder, compute_maps, map_channels
 from transformers_upv2.training.fgd_loss import FGDLoss
-from transformers_upv2.training.optimizer import parameter_groups
+from transformers_upv2.training.parameter_groups import parameter_groups
 from transformers_upv2.training.trainer import MultiTaskTrainer
 from transformers_upv2.training.upv2_trainer import UniPerceiverV2Trainer
 

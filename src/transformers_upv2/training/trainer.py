@@ -20,7 +20,12 @@ from typing_extensions import override
 
 from transformers_upv2.data.multitask_dataset import WeightedConcat
 from transformers_upv2.training.arguments import MultiTaskTrainingArguments
-from transformers_upv2.training.callbacks import TaskLogCallback, TaskProgressCallback, base_learning_rate
+from transformers_upv2.training.callbacks import (
+    TaskLogCallback,
+    TaskProgressCallback,
+    base_learning_rate,
+    samples_seen,
+)
 from transformers_upv2.training.checkpoints import AtomicCheckpoints
 from transformers_upv2.training.dead_workers import explain_dead_workers
 from transformers_upv2.training.drafted_card import DraftedCard
@@ -38,7 +43,8 @@ from transformers_upv2.training.loader import (
     save_positions,
 )
 from transformers_upv2.training.model_arguments import extra_arguments
-from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
+from transformers_upv2.training.optimizer import TaskBalancedAdamW
+from transformers_upv2.training.parameter_groups import parameter_groups
 from transformers_upv2.training.sampler import DrawSampler, UnmixedTaskSampler, WeightedDrawSampler
 from transformers_upv2.training.seeding import seed_from, seed_global_generators
 from transformers_upv2.training.streams import PrepareExample, ShuffledStream, Stream, StreamedBatches, own_share
@@ -55,7 +61,7 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
         model: Any model whose outputs hold a ``loss``. It is called as ``model(task=..., **batch)``
             if its ``forward`` names the argument ``task``, else as ``model(**batch)``; the same
             holds for ``step_seed``, a seed that is equal on all ranks and new in every micro-batch.
-            ``loss_terms``, a dict of scalars in the outputs, is logged.
+            ``loss_terms`` in the outputs, a dict of scalars, is logged.
         args: The arguments.
         train_dataset: The data set of every task, map-style or streamed, or several as
             ``{name: dataset}`` or ``{name: (dataset, weight)}``; see ``training/loader.py``.
@@ -328,13 +334,8 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
     def _samples_seen(self, statistics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Return how many samples of each task all ranks have seen, those of skipped steps included."""
         per_update = self.args.gradient_accumulation_steps * self.args.world_size
-        seen = {}
-        for task, arguments in self.task_args.items():
-            counts = statistics.get(MIXED if self.args.sampling == "mixed" else task)
-            if counts is not None:
-                updates = counts["steps"] + counts["skipped_steps"]
-                seen[f"samples/{task}"] = updates * arguments.batch_size * per_update
-        return seen
+        sizes = {task: arguments.batch_size * per_update for task, arguments in self.task_args.items()}
+        return samples_seen(statistics, sizes, MIXED if self.args.sampling == "mixed" else None)
 
     def evaluate(  # type: ignore[override]  # data sets have names here
         self,
