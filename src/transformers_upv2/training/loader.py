@@ -177,19 +177,21 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
-def save_positions(streams: Mapping[str, StreamedTaskBatches], file: Path) -> None:
+def save_positions(streams: Mapping[str, StreamedTaskBatches], checkpoint: str, ranks: tuple[int, int]) -> None:
     """Save the positions of all streamed tasks of this rank, if there are any."""
+    file = _positions_file(checkpoint, ranks)
     if streams:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save({task: batches.state_dict() for task, batches in streams.items()}, file)
 
 
-def load_positions(streams: Mapping[str, StreamedTaskBatches], file: Path) -> None:
+def load_positions(streams: Mapping[str, StreamedTaskBatches], checkpoint: str, ranks: tuple[int, int]) -> None:
     """Put all streamed tasks of this rank where they were saved.
 
     Raises:
         ValueError: If the position of one is missing.
     """
+    file = _positions_file(checkpoint, ranks)
     positions = torch.load(file, weights_only=True) if streams and file.exists() else {}
     missing = sorted(set(streams) - set(positions))
     if missing:
@@ -199,6 +201,11 @@ def load_positions(streams: Mapping[str, StreamedTaskBatches], file: Path) -> No
         )
     for task, batches in streams.items():
         batches.load_state_dict(positions[task])
+
+
+def _positions_file(checkpoint: str, ranks: tuple[int, int]) -> Path:
+    rank, world_size = ranks
+    return Path(checkpoint) / f"streams-{rank}-of-{world_size}.pt"
 
 
 class JoinedBatches(Dataset):

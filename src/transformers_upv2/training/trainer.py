@@ -8,7 +8,6 @@ the number of the update has to be saved: a resumed run does what the killed one
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -163,10 +162,13 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
         # Not prepared by accelerate: every rank already reads its own share of one task.
         return DataLoader(joined, batch_size=1, collate_fn=only_item)
 
+    @property
+    def _ranks(self) -> tuple[int, int]:
+        return self.args.process_index, self.args.world_size
+
     def _task_batches(self, task: str) -> NumberedBatches:
         datasets, weights = datasets_of_task(self.train_dataset[task], task)
         arguments = self.task_args[task]
-        ranks = (self.args.process_index, self.args.world_size)
         options = {
             "num_workers": arguments.num_workers,
             "pin_memory": self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -176,19 +178,19 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
             streams = [d if isinstance(d, Stream) else ShuffledStream(d, self.data_seed) for d in datasets]
             return StreamedTaskBatches(
                 StreamedBatches(
-                    [own_share(stream, task, ranks, arguments.num_workers) for stream in streams],
+                    [own_share(stream, task, self._ranks, arguments.num_workers) for stream in streams],
                     weights or [1.0],
                     arguments.batch_size,
                     self.collator_for(task),
                     self.example_preparation(task),
                     seed=self.data_seed,
                     task=task,
-                    ranks=ranks,
+                    ranks=self._ranks,
                     max_bad_samples=self.args.max_bad_samples,
                 ),
                 options,
             )
-        key = (arguments.batch_size, self.data_seed, task, *ranks)
+        key = (arguments.batch_size, self.data_seed, task, *self._ranks)
         if len(datasets) == 1:
             dataset, sampler = datasets[0], DrawSampler(len(datasets[0]), *key)
         else:
@@ -200,17 +202,14 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Save the positions of this rank's streams as well."""
         super()._save_optimizer_and_scheduler(output_dir)
-        save_positions(self.task_streams, self._positions_file(output_dir))
+        save_positions(self.task_streams, output_dir, self._ranks)
 
     @override
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Go on reading the streams where the checkpoint's run was."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_positions(self.task_streams, self._positions_file(checkpoint))
-
-    def _positions_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint) / f"streams-{self.args.process_index}-of-{self.args.world_size}.pt"
+            load_positions(self.task_streams, checkpoint, self._ranks)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer over all trainable parameters."""
@@ -230,9 +229,9 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,
                 sampling_probabilities={
-                    task: self.task_args[task].sampling_probability if is_balanced else 1.0 for task in tasks
+                    t: self.task_args[t].sampling_probability if is_balanced else 1.0 for t in tasks
                 },
-                task_weights={task: self.task_args[task].task_weight if is_balanced else 1.0 for task in tasks},
+                task_weights={t: self.task_args[t].task_weight if is_balanced else 1.0 for t in tasks},
                 normalize=is_balanced,
             )
         for group in self.optimizer.param_groups:  # for the log: not every schedule notes where it began
@@ -323,8 +322,7 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
             logs |= self.task_log.collect()
             statistics = self.optimizer.param_groups[0].get("task_statistics", {})
             logs |= self.task_log.collect_steps(statistics, self.args.max_grad_norm == 0)
-            samples = self._samples_seen(statistics)
-            logs |= samples
+            logs |= (samples := self._samples_seen(statistics))
             if samples and "train_samples_per_second" in logs:  # transformers takes all batches to be of one size
                 num_new = sum(samples.values()) - sum(self._samples_seen(self.task_log.first_statistics).values())
                 logs["train_samples_per_second"] = round(num_new / logs["train_runtime"], 3)
@@ -393,7 +391,7 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
         require_by_name(test_dataset, "test_dataset", "'task' or 'task/name'")
         predictions = {}
         for name, dataset in test_dataset.items():
-            task = name.split("/")[0]
+            task, *_ = name.split("/")
             self.data_collator = partial(_collate_for, task, self.collator_for(task))
             predictions[name] = super().predict(dataset, ignore_keys, f"{metric_key_prefix}_{name}")
         return predictions
