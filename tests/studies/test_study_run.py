@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import RobertaTokenizer
 
 from transformers_upv2.cli.measure import STUDY_NAMES
@@ -146,6 +147,12 @@ def test_a_missing_package_is_named_before_anything_runs(tmp_path, monkeypatch, 
     with pytest.raises(ImportError, match=rf"needs \['{package}'\].*transformers_upv2\[{extra}\]"):
         run_study(study, tmp_path / "studies", SETTINGS)
     assert not (tmp_path / "studies").exists()
+
+
+def test_one_study_at_a_time_runs_in_a_folder(tmp_path):
+    with FileLock(tmp_path / "lock"), pytest.raises(BlockingIOError, match="got one that runs already"):
+        run_study("table2", tmp_path, SETTINGS)
+    assert not StudyPaths(tmp_path).settings.exists()
 
 
 @pytest.mark.slow

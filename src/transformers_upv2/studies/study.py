@@ -4,10 +4,12 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from transformers_upv2.studies.arms import STUDIES, Arm, Study
@@ -42,6 +44,7 @@ def run_study(name: str, folder: Path, settings: StudySettings, seeds: Sequence[
         ValueError: If there is no such study, the seeds are not different ones, or the folder was made with other
             settings.
         ImportError: If a package is missing; nothing has been run then.
+        BlockingIOError: If another study runs in the folder.
         ChildProcessError: If a run fails; its log is named. What is done is kept.
     """
     if name not in STUDIES:
@@ -49,16 +52,35 @@ def run_study(name: str, folder: Path, settings: StudySettings, seeds: Sequence[
     study, paths = STUDIES[name], StudyPaths(folder)
     _check_seeds(seeds)
     _check_packages(study)
-    paths.keep_settings(settings)
-    missing = [
-        (arm, seed) for seed in seeds for arm in study.arms.values() if not paths.metrics(arm.name, seed).exists()
-    ]
-    if missing:
-        _prepare(paths, [arm for arm, _ in missing])
-        _run_all(paths, missing)
-    table = read_table(name, study, paths, seeds)
-    write_table(table, folder)
+    with _alone_in(folder):
+        paths.keep_settings(settings)
+        missing = [
+            (arm, seed) for seed in seeds for arm in study.arms.values() if not paths.metrics(arm.name, seed).exists()
+        ]
+        if missing:
+            _prepare(paths, [arm for arm, _ in missing])
+            _run_all(paths, missing)
+        table = read_table(name, study, paths, seeds)
+        write_table(table, folder)
     return table
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other studies out of a folder; it is free again when this process ends, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"One study at a time must run in {folder}, got one that runs already. Wait for it: every study takes as "
+            "many cores as there are."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _check_seeds(seeds: Sequence[int]) -> None:

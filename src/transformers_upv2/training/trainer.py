@@ -222,16 +222,14 @@ class MultiTaskTrainer(AtomicCheckpoints, DraftedCard, Trainer):
                 args.lr_multipliers,  # type: ignore[arg-type]  # parsed from JSON by now
             )
             is_balanced = args.optimizer == "tbgn"
-            tasks = [MIXED] if args.sampling == "mixed" else list(self.task_args)
+            tasks: Any = {MIXED: None} if args.sampling == "mixed" else self.task_args
             self.optimizer = TaskBalancedAdamW(
                 groups,
                 lr=args.learning_rate,
                 betas=(args.adam_beta1, args.adam_beta2),
                 eps=args.adam_epsilon,
-                sampling_probabilities={
-                    t: self.task_args[t].sampling_probability if is_balanced else 1.0 for t in tasks
-                },
-                task_weights={t: self.task_args[t].task_weight if is_balanced else 1.0 for t in tasks},
+                sampling_probabilities={t: a.sampling_probability if is_balanced else 1.0 for t, a in tasks.items()},
+                task_weights={t: a.task_weight if is_balanced else 1.0 for t, a in tasks.items()},
                 normalize=is_balanced,
             )
         for group in self.optimizer.param_groups:  # for the log: not every schedule notes where it began
