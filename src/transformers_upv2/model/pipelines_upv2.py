@@ -57,9 +57,9 @@ class _OverStockTask(FolderPipeline):
 
     stock_class: ClassVar[type[Pipeline]]
 
-    def __new__(cls, model: Any, *args: Any, **kwargs: Any) -> Any:
-        """Give other models the stock pipeline."""
-        if model.config.model_type != UniPerceiverV2Config.model_type:
+    def __new__(cls, model: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Give other models the stock pipeline; copies and unpickled ones, which come without a model, are ours."""
+        if model is not None and model.config.model_type != UniPerceiverV2Config.model_type:
             return cls.stock_class(model, *args, **kwargs)
         return super().__new__(cls)
 
