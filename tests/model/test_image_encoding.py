@@ -1,5 +1,6 @@
 """ImageEncoding counts images: select, join, repeat, cast, save; what was decoded comes along."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -30,6 +31,11 @@ def test_selection_keeps_the_batch_dimension(encoding):
     assert torch.equal(encoding[1:].decoded["image"], encoding.decoded["image"][1:])
     assert torch.equal(encoding[torch.tensor([2, 0])].tokens, encoding.tokens[[2, 0]])
     assert [torch.equal(one.tokens[0], encoding.tokens[index]) for index, one in enumerate(encoding)] == [True] * 3
+    for number in (np.int64(1), torch.tensor(1)):
+        assert torch.equal(encoding[number].tokens, encoding.tokens[1:2])
+    assert torch.equal(encoding[[2, 0]].tokens, encoding.tokens[[2, 0]])
+    with pytest.raises(TypeError, match="integer"):
+        encoding["tokens"]
     with pytest.raises(IndexError, match=r"`index` must be in \[-3, 3\), got 3"):
         encoding[3]
 
@@ -114,3 +120,8 @@ def test_it_is_decoded_once_per_route(model):
     other = model.model.decode_image(encoding, "caption_image")
     assert len(calls) == 2
     assert not torch.allclose(first, other)
+
+
+def test_comparing_answers_instead_of_failing(encoding):
+    assert encoding == encoding
+    assert encoding != encoding[:]

@@ -1,9 +1,12 @@
 """Pipelines from one folder, and stock pipelines of other models left exactly as they were."""
 
+import copy
 import functools
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -297,6 +300,16 @@ def test_zero_shot_detection_takes_files_and_generators(
         pipe(paths, candidate_labels=[CLASSES, CLASSES])
     with pytest.raises(ValueError, match=r"all of them texts, got \[1\]"):
         pipe(paths[0], candidate_labels=[1])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, lambda image: torch.zeros(3, 8, 8), lambda image: b"png"])
+@pytest.mark.parametrize("task", STOCK_PIPELINES)
+def test_what_is_no_image_is_named_by_its_type(
+    task: str, kind: Any, load: functools.partial, images: list[Image.Image]
+) -> None:
+    asked = {"zero-shot-object-detection": {"candidate_labels": CLASSES}, "image-text-to-text": {"text": "a"}}
+    with pytest.raises(ValueError, match=r"must be a path.*got (ndarray|Tensor|bytes)\. Make"):
+        load(task)(kind(images[0]), **asked.get(task, {}))
 
 
 def test_zero_shot_detection_needs_labels(load: functools.partial, images: list[Image.Image]) -> None:
@@ -614,6 +627,17 @@ def test_a_saved_pipeline_is_a_complete_folder(
     for name in ("model.safetensors", "processor_config.json", "tokenizer.json"):
         assert (tmp_path / name).read_bytes() == (Path(folder) / name).read_bytes()
     assert pipeline(task, model=str(tmp_path), device="cpu").model.device.type == "cpu"
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+@pytest.mark.parametrize("task", STOCK_PIPELINES)
+def test_a_copied_pipeline_is_the_same(task: str, duplicate: Any, load: functools.partial) -> None:
+    original = load(task)
+    copied = duplicate(original)
+    assert type(copied) is type(original)
+    assert copied.model is not original.model
+    weights = zip(original.model.parameters(), copied.model.parameters())
+    assert all(torch.equal(before, after) for before, after in weights)
 
 
 def test_auto_classes(folder: str) -> None:

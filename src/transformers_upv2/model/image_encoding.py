@@ -6,6 +6,7 @@ Not a ``ModelOutput``: there ``len`` and ``[i]`` count fields, here they count i
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch import Tensor
 _FULL_PRECISION = ("boxes", "image_sizes", "canvas_sizes", "token_mask")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # two of them have no one answer to ==
 class ImageEncoding:
     """f(x) of a batch of images (Eq. 1), and everything that a task can ask of it.
 
@@ -56,9 +57,12 @@ class ImageEncoding:
     def __iter__(self) -> Iterator[ImageEncoding]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int | slice | Tensor) -> ImageEncoding:
-        """Select images; an int keeps the batch dimension."""
-        if isinstance(index, int):
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> ImageEncoding:
+        """Select images; one number, of whatever type, keeps the batch dimension."""
+        if isinstance(index, list):
+            index = torch.tensor(index)
+        if not isinstance(index, slice) and getattr(index, "ndim", 0) == 0:
+            index = operator.index(index)  # type: ignore[arg-type]  # refuses what is no number
             if not -len(self) <= index < len(self):
                 raise IndexError(f"`index` must be in [-{len(self)}, {len(self)}), got {index}.")
             index = slice(index % len(self), index % len(self) + 1)
