@@ -56,6 +56,24 @@ def test_tar_shards_are_read_in_order(tars):
     assert isinstance(ImageTextShards(tars), Stream)
 
 
+def test_parquet_may_name_the_files_of_its_images(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(7))
+    absolute = str(tmp_path / "images" / "a.png")
+    images = [
+        {"bytes": None, "path": absolute},
+        {"bytes": None, "path": "images/a.png"},
+        {"bytes": png(8), "path": "x"},
+    ]
+    rows = [{"image": image, "text": "a"} for image in [*images, {"bytes": None, "path": "b.png"}]]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"image": absolute, "text": "a"}]), tmp_path / "1.parquet")
+    *examples, missing, named = ImageTextShards(str(tmp_path / "*.parquet"))
+    assert levels([*examples, named]) == [7, 7, 8, 7]
+    assert isinstance(missing, DataError)
+    assert "b.png: the image file must exist" in str(missing)
+
+
 def test_parquet_equals_tar(tars, tmp_path):
     rows = [{"image": {"bytes": png(level), "path": None}, "caption": f"picture {level}"} for level in ALL]
     rows += [{"image": {"bytes": png(7), "path": None}, "caption": None}]

@@ -1,5 +1,6 @@
 """Streams: endless, resumable at every example, disjoint over ranks and workers, mixed by weight."""
 
+import io
 import math
 from collections import Counter
 from functools import partial
@@ -8,6 +9,7 @@ from itertools import islice
 import datasets
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import IterableDataset
 
 from transformers_upv2.data.examples import DataError
@@ -177,6 +179,46 @@ def test_bad_examples_are_replaced_by_the_next_and_listed():
     hopeless = make_batches(prepare=partial(refuse, good={1}), max_bad_samples=10)
     with pytest.raises(DataError, match=r"`max_bad_samples` = 10 bad examples in a row.*last one was: no 12"):
         hopeless[0]
+
+
+def picture(number):
+    file = io.BytesIO()
+    Image.new("L", (2, 2), number).save(file, "PNG")
+    return b"broken" if number in (3, 4, 9) else file.getvalue()
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_stream_of_datasets_goes_on_behind_pictures_that_cannot_be_decoded(num_shards):
+    rows = datasets.Dataset.from_dict({"number": list(range(10)), "image": [{"bytes": picture(n)} for n in range(10)]})
+    rows = rows.cast_column("image", datasets.Image())
+    batches = make_batches([rows.to_iterable_dataset(num_shards=num_shards)])
+    drawn = [batches[n] for n in range(5)]
+    read = [number for batch in drawn for number in batch["numbers"]]
+    assert [sorted(read[:7]), sorted(read[7:14])] == [[0, 1, 2, 5, 6, 7, 8]] * 2
+    reasons = [reason for batch in drawn for _, reason in batch.get("replaced", ())]
+    assert len(reasons) >= 6
+    assert all("cannot identify image file" in reason for reason in reasons)
+    resumed = make_batches([rows.to_iterable_dataset(num_shards=num_shards)])
+    resumed.load_state_dict(positions_after(rows, num_shards))
+    assert [resumed[n] for n in range(2, 5)] == drawn[2:]
+
+
+def positions_after(rows, num_shards):
+    """Return the position behind the second batch."""
+    batches = make_batches([rows.to_iterable_dataset(num_shards=num_shards)])
+    for number in range(2):
+        batches[number]
+    return batches.state_dict()
+
+
+def fail(batch):
+    raise OSError(f"cannot read {batch['number']}")
+
+
+def test_a_stream_that_cannot_go_on_behind_a_bad_example_says_so():
+    stream = EndlessStream(make_stream().map(fail, batched=True, batch_size=2))
+    with pytest.raises(RuntimeError, match=r"must be able to go on behind it, got twice: cannot read \[0, 1\]"):
+        [next(stream) for _ in range(3)]
 
 
 def test_bad_setups_are_named():

@@ -8,7 +8,7 @@ any ``datasets.IterableDataset`` or another object with these members:
 - ``state_dict()`` and ``load_state_dict(state)``: the position behind the example yielded last, and
   where the next pass begins;
 - ``__iter__``: one pass over the examples, in a ``DataLoader`` worker over the worker's share. A bad
-  example is yielded as a ``DataError``, not raised.
+  example is yielded as a ``DataError``, or raised as one or as an ``OSError``, with the position behind it.
 
 ``Stream`` in ``transformers_upv2.training.streams`` states them as a protocol. A task may also have
 several data sets, ``{name: dataset}`` or ``{name: (dataset, weight)}``.

@@ -30,10 +30,10 @@ class Stream(Protocol):
       the shards, or the examples when they are written.
     - In a worker of a ``DataLoader`` it yields this worker's share, as torch asks of every
       iterable data set (``torch.utils.data.get_worker_info``).
-    - A bad example is yielded as a ``DataError`` and not raised, for a generator that has raised is
-      over. The next good example takes its place. Bad examples are told apart by their messages, so
-      that one that comes again in every epoch counts as one; a message must name its example, as by
-      shard and row.
+    - A bad example is yielded as a ``DataError``, or raised as one or as an ``OSError`` if the position is then
+      behind it, as that of ``datasets`` is. The next good example takes its place. Bad examples are told apart by
+      their messages, so that one that comes again in every epoch counts as one; a message must name its
+      example, as by shard and row.
     """
 
     @property
@@ -69,6 +69,7 @@ class EndlessStream:
         self._iterator: Iterator[Any] | None = None
         state = state or {"epoch": 0, "position": None}
         self._epoch, self._position = state["epoch"], state["position"]
+        self._last_fault: State | None = None
 
     def state_dict(self) -> State:
         """Return the position behind the example read last."""
@@ -87,10 +88,23 @@ class EndlessStream:
             except StopIteration:
                 self._iterator, self._position = None, None
                 self._epoch += 1
+            except BAD_SAMPLE_ERRORS as error:
+                return self._pass_over(error)
         raise DataError(
             "A stream must give every process and every loader worker an example, got an empty "
             "share. Write more shards, or lower `num_workers`."
         )
+
+    def _pass_over(self, error: Exception) -> DataError:
+        """Go on behind an example that could not be read, in a new iteration: one that has raised is over."""
+        fault = self.state_dict()
+        if fault == self._last_fault:
+            raise RuntimeError(
+                "A stream that raises at a bad example must be able to go on behind it, got twice: "
+                f"{reason_of(error)}. Remove the example, or yield a `DataError` in its place."
+            ) from error
+        self._last_fault, self._iterator, self._position = fault, None, fault["position"]
+        return DataError(reason_of(error))
 
 
 class ShuffledStream:
