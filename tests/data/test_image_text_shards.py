@@ -183,7 +183,7 @@ def test_fields_of_any_name_are_not_taken_for_our_own(tmp_path, kind):
         ({"image": png(1), "caption": float("nan")}, "row 0: a caption must be a text, got nan"),
         ({"image": png(1), "caption": {"en": "x"}}, "row 0: a caption must be a text, got {'en': 'x'}"),
         ({"image": png(1), "caption": ["x", None]}, "row 0: a caption must be a text, got None"),
-        ({"image": {"path": "a.png"}, "caption": "x"}, "row 0: there must be an image in one of"),
+        ({"image": {"path": "a.png"}, "caption": "x"}, "a.png: the image file must exist, but there is none"),
     ],
 )
 def test_a_row_of_parquet_without_image_or_text_is_a_bad_example(tmp_path, row, message):

@@ -125,7 +125,7 @@ def to_eight_bits(array: np.ndarray | Tensor) -> Tensor:
         ValueError: If floating point values are not finite, or other integers are outside of 0..255.
     """
     # a copy of what is read-only, as arrays of PIL images are: torch would warn
-    values = torch.from_numpy(np.require(array, requirements="CW")) if isinstance(array, np.ndarray) else array
+    values = torch.from_numpy(np.require(array, requirements=["C", "W"])) if isinstance(array, np.ndarray) else array
     if values.dtype == torch.bool:
         return values.to(torch.uint8) * 255
     if values.dtype == torch.uint16:
