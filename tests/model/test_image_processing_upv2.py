@@ -281,6 +281,15 @@ def test_arrays_and_tensors(image: np.ndarray) -> None:
     torch.testing.assert_close(pixels(image[..., 0]), expected[:1].expand(3, -1, -1))
 
 
+def test_read_only_arrays_pass_without_a_warning(image: np.ndarray) -> None:
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    processor = UniPerceiverV2ImageProcessor()
+    assert torch.equal(
+        processor(frozen, return_tensors="pt")["pixel_values"], processor(image, return_tensors="pt")["pixel_values"]
+    )
+
+
 def test_other_ranges_do_not_pass_silently(image: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     torch.testing.assert_close(pixels(image.astype(np.int32)), pixels(image))
     with pytest.raises(ValueError, match=r"torch\.int32 must hold 0\.\.255, got \d+\.\.65535\. .* must be uint16"):

@@ -302,6 +302,16 @@ def test_zero_shot_detection_takes_files_and_generators(
         pipe(paths[0], candidate_labels=[1])
 
 
+@pytest.mark.parametrize("kind", [np.asarray, lambda image: torch.zeros(3, 8, 8), lambda image: b"png"])
+@pytest.mark.parametrize("task", STOCK_PIPELINES)
+def test_what_is_no_image_is_named_by_its_type(
+    task: str, kind: Any, load: functools.partial, images: list[Image.Image]
+) -> None:
+    asked = {"zero-shot-object-detection": {"candidate_labels": CLASSES}, "image-text-to-text": {"text": "a"}}
+    with pytest.raises(ValueError, match=r"must be a path.*got (ndarray|Tensor|bytes)\. Make"):
+        load(task)(kind(images[0]), **asked.get(task, {}))
+
+
 def test_zero_shot_detection_needs_labels(load: functools.partial, images: list[Image.Image]) -> None:
     with pytest.raises(ValueError, match=r"`candidate_labels` must hold .* got \[\]"):
         load("zero-shot-object-detection")(images[0])

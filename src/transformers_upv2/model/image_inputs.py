@@ -43,6 +43,11 @@ def open_image(source: str | Path | Image.Image, timeout: float | None = TIMEOUT
     """
     if isinstance(source, Image.Image):
         return Image.fromarray(pil_to_rgb(source))
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(
+            f"An image must be a path, an http(s) address, base64 data or a PIL image, got {type(source).__name__}. "
+            "Make an array or bytes a PIL image: `Image.fromarray(array)`, `Image.open(io.BytesIO(data))`."
+        )
     name = str(source) if len(str(source)) < 500 else f"{str(source)[:50]}..."  # base64 data
     try:
         image = Image.open(_as_file(str(source), timeout))
@@ -119,7 +124,8 @@ def to_eight_bits(array: np.ndarray | Tensor) -> Tensor:
     Raises:
         ValueError: If floating point values are not finite, or other integers are outside of 0..255.
     """
-    values = torch.from_numpy(np.ascontiguousarray(array)) if isinstance(array, np.ndarray) else array
+    # a copy of what is read-only, as arrays of PIL images are: torch would warn
+    values = torch.from_numpy(np.require(array, requirements=["C", "W"])) if isinstance(array, np.ndarray) else array
     if values.dtype == torch.bool:
         return values.to(torch.uint8) * 255
     if values.dtype == torch.uint16:

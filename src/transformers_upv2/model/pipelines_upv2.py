@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -134,7 +135,7 @@ class UniPerceiverV2ZeroShotObjectDetectionPipeline(_OverStockTask, ZeroShotObje
         ask: Any = super().__call__  # whose types know less than it takes
         if candidate_labels is None or isinstance(image, dict):  # images that bring their labels
             return ask(image, candidate_labels, **kwargs)
-        if isinstance(image, str | Path | Image.Image):
+        if isinstance(image, str | Path | Image.Image | bytes | np.ndarray | Tensor):  # the last three are refused
             return ask({"image": image, "candidate_labels": candidate_labels}, **kwargs)
         images: Any = image
         labels: Any = itertools.repeat(candidate_labels)
