@@ -24,9 +24,7 @@ def test_a_whole_file_is_read(whole):
 def test_damaged_files_are_named(whole, damage, session_model):
     whole.write_bytes(damage(whole.read_bytes()))
     for load, writer in ((ImageIndex.load, "ImageIndex.save"), (ImageEncoding.load, "ImageEncoding.save")):
-        with pytest.raises(
-            ValueError, match=rf"written by `{writer}`, '.*whole.safetensors' is damaged .* again"
-        ):
+        with pytest.raises(ValueError, match=rf"written by `{writer}`, '.*whole.safetensors' is damaged .* again"):
             load(whole)
     cache = session_model.model.candidate_cache
     with pytest.raises(ValueError, match=r"file written by `save_candidates`, '.*whole.safetensors' is damaged"):
