@@ -43,10 +43,10 @@ def test_detections_have_boxes_and_masks_of_the_original_image(answers, image):
         assert item["mask"].shape == (image.height, image.width)
     assert answers.detect(perceived, [], threshold=0.0) == []
     black = Perceived(Image.new("RGB", image.size), perceived.encoding)
-    picture = draw(black, found)
+    picture = draw(black, found, CLASS_NAMES)
     assert picture.width / picture.height == pytest.approx(image.width / image.height, abs=0.02)
     assert np.asarray(picture).any()
-    assert not np.asarray(draw(black, [])).any()
+    assert not np.asarray(draw(black, [], CLASS_NAMES)).any()
 
 
 def test_boxes_and_masks_of_a_turned_photograph_are_upright(answers, image, tmp_path):
@@ -109,3 +109,14 @@ def test_search_without_a_folder_is_an_error(model_folder):
 def test_labels_are_read_from_text():
     assert read_labels(" cat, sofa,,cat\nred ball ,") == ["cat", "sofa", "red ball"]
     assert read_labels(" ") == []
+
+
+def test_a_label_keeps_its_color_whatever_else_is_found():
+    black = Perceived(Image.new("RGB", (64, 64)), None)
+    box = {"xmin": 30, "ymin": 30, "xmax": 60, "ymax": 60}
+    first, second = ({"label": name, "score": 0.5, "box": box} for name in CLASS_NAMES[:2])
+    second["box"] = {"xmin": 2, "ymin": 2, "xmax": 9, "ymax": 9}
+    alone, both = (np.asarray(draw(black, found, CLASS_NAMES)) for found in ([first], [second, first]))
+    assert (alone[400, 230:500] == both[400, 230:500]).all()
+    reversed_names = np.asarray(draw(black, [first], CLASS_NAMES[::-1]))
+    assert (alone[400, 230:500] != reversed_names[400, 230:500]).any()

@@ -12,7 +12,7 @@ gr = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 
 from tiny_models import CLASS_NAMES  # noqa: E402
-from transformers_upv2.app import LOOPBACK, build_app, serve  # noqa: E402
+from transformers_upv2.app import COLUMNS, LOOPBACK, build_app, serve  # noqa: E402
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -57,14 +57,14 @@ def client(page, monkeypatch):
 def test_questions_through_the_api(client, photo):
     client.predict(gradio_client.handle_file(str(photo)), api_name="/perceive")
     picture, found = client.predict(", ".join(CLASS_NAMES), 0.0, api_name="/detect")
-    assert {item["label"] for item in found} <= set(CLASS_NAMES)
-    assert len(found) > 0
-    assert set(found[0]) == {"score", "label", "box"}
+    assert found["headers"] == COLUMNS
+    assert {row[0] for row in found["data"]} <= set(CLASS_NAMES)
+    assert len(found["data"]) > 0
     path = picture if isinstance(picture, str) else picture["path"]
     with Image.open(path) as drawn:
         assert drawn.width / drawn.height == pytest.approx(60 / 80, abs=0.02)
     _, other = client.predict("hat", 0.0, api_name="/detect")
-    assert {item["label"] for item in other} == {"hat"}
+    assert {row[0] for row in other["data"]} == {"hat"}
     assert client.predict("two small", api_name="/caption").startswith("two small")
     gallery = client.predict("a red circle", api_name="/search")
     assert len(gallery) == 3

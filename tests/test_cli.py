@@ -105,6 +105,8 @@ def test_help_of_a_verb_shows_examples_that_parse(verb: str, capsys: pytest.Capt
         (["predict", "a.jpg", "--task", "detect"], "invalid choice"),
         (["segment", "a.jpg", "--threshold", "1.5"], r"must be in [0, 1], got 1.5"),
         (["classify", "a.jpg", "--top-k", "0"], "must be at least 1, got 0"),
+        (["retrieve", "a cat", "--images", ".", "--index", "."], "must be a file, got the folder '.'"),
+        (["serve", "./nowhere", "--port", "65536"], "must be at most 65535, got 65536"),
         (["classify", "a.jpg", "--labels", "cat,,dog"], "names with commas between them, got 'cat,,dog'"),
     ],
 )
@@ -132,6 +134,9 @@ def test_wrong_command_lines_give_exit_code_two(
             "`PRESET_OR_MODEL` must be one of ['resnet50', 'swin-base', 'swin-large', 'tiny']",
         ),
         (["info", "swin-huge"], "`PRESET_OR_MODEL` must be one of ['resnet50', 'swin-base', 'swin-large', 'tiny']"),
+        (["retrieve", " ", "--images", "."], "`QUERY` must be a text or the file of an image, got ' '"),
+        (["serve", "./nowhere", "--host", "192.0.2.1"], "`--host` and `--port` must be a free address"),
+        (["classify", "a.jpg", "--model", "./nowhere"], "Name another"),
         (["push", "./nowhere", "me/model"], "`folder` must be a folder with a saved model"),
         (["evaluate", "runs/mine", "--text", "nowhere.txt"], "nowhere.txt"),
     ],
@@ -154,6 +159,9 @@ def test_missing_and_broken_images_are_named(
     for file in (tmp_path / "broken.jpg", tmp_path / "missing.jpg"):
         assert cli.main(["classify", str(file), "--model", str(model_folder)]) == 1
         assert file.name in capsys.readouterr().err
+    for file, what in ((tmp_path, "it is a folder"), ("", "the name is empty")):
+        assert cli.main(["classify", str(file), "--model", str(model_folder)]) == 1
+        assert what in capsys.readouterr().err
 
 
 def test_an_address_that_nobody_answers_is_an_error(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from transformers_upv2.evaluation.drawing import draw_detections
+from transformers_upv2.evaluation.drawing import class_colors, draw_detections
 from transformers_upv2.model.generation_upv2 import UniPerceiverV2ForConditionalGeneration
 from transformers_upv2.model.image_encoding import ImageEncoding
 from transformers_upv2.model.image_index import ImageIndex
@@ -162,9 +162,9 @@ class Answers:
         return search
 
 
-def draw(perceived: Perceived, detections: Sequence[dict[str, Any]]) -> Image.Image:
-    """Draw what was found onto the image."""
-    return draw_detections(perceived.image, detections)
+def draw(perceived: Perceived, detections: Sequence[dict[str, Any]], labels: Sequence[str]) -> Image.Image:
+    """Draw what was found onto the image; a label keeps its color whatever is found."""
+    return draw_detections(perceived.image, detections, colors=class_colors(labels))
 
 
 def read_labels(text: str) -> list[str]:

@@ -17,6 +17,8 @@ except ImportError as error:
     raise ImportError("The page needs gradio. Install it with `pip install transformers_upv2[app]`.") from error
 
 LOOPBACK = "127.0.0.1"
+COLUMNS = ["label", "score", "xmin", "ymin", "xmax", "ymax"]
+_PICTURE_HEIGHT = 420  # of both pictures, so that all of the page is in sight
 _THUMBNAIL = (480, 480)
 _ONE_AT_A_TIME: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model"}
 
@@ -39,11 +41,13 @@ def build_app(folder: str | Path, images: str | Path | None = None, index: str |
         gr.Markdown("# Uni-Perceiver v2\nDrop an image. It is perceived once; then ask as often as you like.")
         perceived = gr.State()
         with gr.Row():
-            image = gr.Image(type="pil", label="Image", elem_id="image")
-            picture = gr.Image(label="What was found", elem_id="picture", interactive=False, format="png")
+            image = gr.Image(type="pil", label="Image", elem_id="image", height=_PICTURE_HEIGHT)
+            picture = gr.Image(
+                label="What was found", elem_id="picture", interactive=False, format="png", height=_PICTURE_HEIGHT
+            )
         labels = gr.Textbox(", ".join(answers.known_labels), label="Labels: any names, with commas", elem_id="labels")
         threshold = gr.Slider(0, 1, 0.3, step=0.01, label="A score must be greater than", elem_id="threshold")
-        found = gr.JSON(label="Detections", elem_id="found")
+        found = gr.Dataframe(headers=COLUMNS, label="Detections", elem_id="found", interactive=False, max_height=260)
         with gr.Row():
             beginning = gr.Textbox(label="The caption's first words (may be empty)", elem_id="beginning")
             caption = gr.Textbox(label="Caption", elem_id="caption", interactive=False)
@@ -115,13 +119,14 @@ class Page:
 
     def detect(
         self, perceived: Perceived | None, labels: str, threshold: float
-    ) -> tuple[Image.Image | None, list[dict[str, Any]]]:
+    ) -> tuple[Image.Image | None, list[list[Any]]]:
         """Draw and list what has the labels."""
         if perceived is None:
             return None, []
-        detections = self.answers.detect(perceived, read_labels(labels), threshold)
-        listed = [{key: value for key, value in item.items() if key != "mask"} for item in detections]
-        return draw(perceived, detections), listed
+        names = read_labels(labels)
+        detections = self.answers.detect(perceived, names, threshold)
+        rows = [[item["label"], round(item["score"], 3), *item["box"].values()] for item in detections]
+        return draw(perceived, detections, names), rows
 
     def caption(self, perceived: Perceived | None, beginning: str) -> str:
         """Write a caption."""

@@ -50,14 +50,19 @@ def build(source: Path, what: str, out: Path) -> Path:
     return out / run.stdout.splitlines()[-1]
 
 
+BESIDE_THE_CODE = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md")
+
+
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: Any) -> tuple[Path, Path]:
     """The sdist of the repository, and the wheel of the unpacked sdist."""
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
     source.mkdir()
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "MANIFEST.in", *BESIDE_THE_CODE):
         shutil.copy(ROOT / name, source)
+    for name in ("docs", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     sdist = build(source, "build_sdist", folder)
     with tarfile.open(sdist) as archive:
@@ -77,6 +82,14 @@ def clean_python(distributions: tuple[Path, Path], tmp_path_factory: Any) -> Pat
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-index", "--no-deps", "--quiet"]
     subprocess.run([*install, str(distributions[1])], check=True)
     return python
+
+
+@pytest.mark.slow
+def test_sdist_holds_the_documents_and_no_half_of_the_tests(distributions: tuple[Path, Path]) -> None:
+    with tarfile.open(distributions[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*BESIDE_THE_CODE, "docs/guide_own_images.md"} <= names
+    assert not {name for name in names if name.startswith("tests")}
 
 
 @pytest.mark.slow

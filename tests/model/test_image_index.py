@@ -80,6 +80,11 @@ def test_other_files_are_refused(tmp_path):
             ImageIndex.load(tmp_path / "x.safetensors")
 
 
+def test_a_missing_folder_is_made(tmp_path):
+    ImageIndex(["a"], unit_vectors(1)).save(tmp_path / "new" / "x.safetensors")
+    assert len(ImageIndex.load(tmp_path / "new" / "x.safetensors")) == 1
+
+
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="`names` and `embeddings` must be equally many, got 1 and 2"):
         ImageIndex(["a"], torch.zeros(2, 3))

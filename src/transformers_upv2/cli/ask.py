@@ -14,6 +14,7 @@ from transformers_upv2.cli.common import (
     add_model_option,
     add_verb,
     check_model,
+    index_file,
     names,
     positive,
     print_json,
@@ -265,7 +266,7 @@ def _add_retrieve(verbs: Verbs) -> None:
     )
     parser.add_argument("query", metavar="QUERY", help="a text, or the file of an image")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="where to search, with its subfolders")
-    parser.add_argument("--index", type=Path, metavar="FILE", help="keep the index here for the next time")
+    parser.add_argument("--index", type=index_file, metavar="FILE", help="keep the index here for the next time")
     parser.add_argument("--top-k", type=positive, default=5, help="how many images (default: %(default)s)")
     add_model_option(parser)
     add_json_option(parser)
@@ -277,6 +278,10 @@ def retrieve(options: argparse.Namespace) -> None:
     if not has_index and options.images is None:
         raise ValueError(
             f"`--images` must name a folder to search in, or `--index` a saved index, got {options.index}."
+        )
+    if not options.query.strip():
+        raise ValueError(
+            f"`QUERY` must be a text or the file of an image, got {options.query!r}. Say what to look for."
         )
     quiet_libraries()
 

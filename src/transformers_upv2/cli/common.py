@@ -79,6 +79,13 @@ def probability(text: str) -> float:
     return number
 
 
+def index_file(text: str) -> Path:
+    """Read where an index is kept; better refused now than after an hour of embedding."""
+    if Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, got the folder {text!r}")
+    return Path(text)
+
+
 def names(text: str) -> list[str]:
     """Read names that commas separate."""
     found = [name.strip() for name in text.split(",")]
@@ -98,7 +105,8 @@ def check_model(model: str) -> None:
     if not Path(model).is_dir() and not is_address:
         raise ValueError(
             f"The model must be a folder with a saved model or a repository on the Hub, got {model!r}, which does "
-            f"not exist. A checkout of this package's repository holds a checkpoint, {DEFAULT_MODEL!r}."
+            f"not exist. Name another, `upv2 VERB --help` says where. A checkout of this package's repository holds "
+            f"{DEFAULT_MODEL!r}."
         )
 
     from transformers_upv2.model.configuration_upv2 import UniPerceiverV2Config

@@ -1,6 +1,7 @@
 """Verbs that hand a model on: `push`, `export` and `serve`."""
 
 import argparse
+import socket
 from pathlib import Path
 
 from transformers_upv2.cli.common import (
@@ -10,11 +11,14 @@ from transformers_upv2.cli.common import (
     add_size_option,
     add_verb,
     check_model,
+    index_file,
     names,
     positive,
     print_json,
     quiet_libraries,
 )
+
+MOST_PORTS = 65535
 
 
 def add_verbs(verbs: Verbs) -> None:
@@ -107,16 +111,37 @@ def _add_serve(verbs: Verbs) -> None:
     )
     add_model_argument(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="images that visitors can search")
-    parser.add_argument("--index", type=Path, metavar="FILE", help="keep the index of these images here")
+    parser.add_argument("--index", type=index_file, metavar="FILE", help="keep the index of these images here")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=positive, help="port to listen on (default: the first free one from 7860)")
+    parser.add_argument("--port", type=port, help="port to listen on (default: the first free one from 7860)")
 
 
 def serve(options: argparse.Namespace) -> None:
     """Show the page until it is interrupted."""
+    _check_address(options.host, options.port)
     quiet_libraries()
     check_model(options.model)
 
     from transformers_upv2.app import serve as show_page
 
     show_page(options.model, options.images, options.index, options.host, options.port)
+
+
+def port(text: str) -> int:
+    """Read the number of a port."""
+    number = positive(text)
+    if number > MOST_PORTS:
+        raise argparse.ArgumentTypeError(f"must be at most {MOST_PORTS}, got {number}")
+    return number
+
+
+def _check_address(host: str, number: int | None) -> None:
+    """Refuse an address that cannot be listened on, which the server would try a hundred times."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, number or 0), family=family).close()
+    except OSError as error:
+        raise ValueError(
+            f"`--host` and `--port` must be a free address of this machine, got {host!r} and {number} ({error}). "
+            "Choose another, or leave them out."
+        ) from error

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
+
+from transformers_upv2.evaluation.label_fonts import fit_label
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -133,19 +135,20 @@ def _write_labels(
 ) -> None:
     """Write every label where it covers no other label, the surest detections first."""
     share = _CROWDED_FONT_SHARE if len(shapes) > CROWDED else _FONT_SHARE
-    font = ImageFont.load_default(max(12, round(min(size) / share)))
+    font_size = max(12, round(min(size) / share))
     by_score = sorted(shapes, key=lambda shape: shape.score or 0, reverse=True)
+    written = [fit_label(shape.text, font_size, size[0] - 12) for shape in by_score]
     taken: list[Rectangle] = []
-    for shape in by_score:
-        left, top, right, bottom = font.getbbox(shape.text)
+    for shape, (text, font) in zip(by_score, written):
+        left, top, right, bottom = font.getbbox(text)
         taken.append(_find_place(shape.box, (right - left + 8, bottom - top + 6), taken, size))
     for shape, place in zip(by_score, taken):
         _lead(pen, place, shape.box, colors[shape.label])
-    for shape, place in zip(reversed(by_score), reversed(taken)):  # the surest on top
-        left, top, _, _ = font.getbbox(shape.text)
+    for shape, place, (text, font) in reversed(list(zip(by_score, taken, written))):  # the surest on top
+        left, top, _, _ = font.getbbox(text)
         color = colors[shape.label]
         pen.rounded_rectangle(place, radius=3, fill=color, outline=(0, 0, 0))
-        pen.text((place[0] + 4 - left, place[1] + 3 - top), shape.text, _ink(color), font)
+        pen.text((place[0] + 4 - left, place[1] + 3 - top), text, _ink(color), font)
 
 
 def _lead(pen: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, color: Color) -> None:

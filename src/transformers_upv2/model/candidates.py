@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
+
+from .saved_tensors import open_tensors
 
 logger = logging.get_logger(__name__)
 
@@ -141,10 +142,10 @@ class CandidateCache:
             path: The file.
 
         Raises:
-            ValueError: If the file holds something else, or other weights made it.
+            ValueError: If the file holds something else or is damaged, or other weights made it.
         """
         device = next(model.parameters()).device
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with open_tensors(path, "save_candidates", device) as file:
             metadata = file.metadata() or {}
             if _FORMAT not in metadata:
                 raise ValueError(f"`path` must be a file written by `save_candidates`, got '{path}'.")

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .saved_tensors import open_tensors
 
 # Numbers whose precision decides about a pixel stay in fp32 whatever the model's dtype.
 _FULL_PRECISION = ("boxes", "image_sizes", "canvas_sizes", "token_mask")
@@ -116,9 +117,9 @@ class ImageEncoding:
         """Read what `save` wrote; it can be used with any model, and the caller vouches for the weights.
 
         Raises:
-            ValueError: If the file does not hold an image encoding.
+            ValueError: If the file does not hold an image encoding, or is damaged.
         """
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "ImageEncoding.save") as file:
             if (file.metadata() or {}).get("format") != "image_encoding":
                 raise ValueError(f"{path} must be a file written by `ImageEncoding.save`.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .saved_tensors import open_tensors
 
 FORMAT = "transformers_upv2.image_index"
 BACKENDS = ("torch", "faiss")
@@ -104,8 +105,9 @@ class ImageIndex:
         """Write the index to one safetensors file, whose header holds everything else as JSON.
 
         Args:
-            path: Where to; an existing file is replaced.
+            path: Where to; an existing file is replaced, a missing folder is made.
         """
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         fields = {"names": self.names, "stamps": self.stamps, "weights": self.weights}
         # one entry, since safetensors writes several in any order
         save_file({"embeddings": self.embeddings.contiguous()}, path, metadata={FORMAT: json.dumps(fields)})
@@ -121,9 +123,9 @@ class ImageIndex:
             The index. A pipeline refuses it if other weights made it, and tells which files changed.
 
         Raises:
-            ValueError: If the file holds something else.
+            ValueError: If the file holds something else, or is damaged.
         """
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, "ImageIndex.save") as file:
             metadata = file.metadata() or {}
             if FORMAT not in metadata:
                 raise ValueError(f"`path` must be a file written by `ImageIndex.save`, got '{path}'.")

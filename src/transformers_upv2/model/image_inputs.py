@@ -69,6 +69,10 @@ def open_image(source: str | Path | Image.Image, timeout: float | None = TIMEOUT
 
 def _as_file(source: str, timeout: float | None) -> str | io.BytesIO:
     """Find what PIL reads: a file, or bytes from the web or of base64 data."""
+    if not source:
+        raise ValueError("the name is empty")
+    if os.path.isdir(source):
+        raise ValueError("it is a folder")
     if os.path.isfile(source):  # Path.is_file raises on a long base64 string
         return source
     if source.startswith(WEB):
