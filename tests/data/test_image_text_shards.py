@@ -56,6 +56,20 @@ def test_tar_shards_are_read_in_order(tars):
     assert isinstance(ImageTextShards(tars), Stream)
 
 
+def test_parquet_may_name_the_files_of_its_images(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(png(7))
+    absolute = str(tmp_path / "images" / "a.png")
+    images = [(None, absolute), (None, "images/a.png"), (png(8), "x"), (None, "b.png")]
+    rows = [{"image": {"bytes": content, "path": path}, "text": "a"} for content, path in images]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"image": absolute, "text": "a"}]), tmp_path / "1.parquet")
+    *examples, missing, named = ImageTextShards(str(tmp_path / "*.parquet"))
+    assert levels([*examples, named]) == [7, 7, 8, 7]
+    assert isinstance(missing, DataError)
+    assert "b.png: the image file must exist" in str(missing)
+
+
 def test_parquet_equals_tar(tars, tmp_path):
     rows = [{"image": {"bytes": png(level), "path": None}, "caption": f"picture {level}"} for level in ALL]
     rows += [{"image": {"bytes": png(7), "path": None}, "caption": None}]
@@ -130,7 +144,8 @@ def test_bad_examples_and_broken_shards_are_yielded_not_raised(tmp_path):
         ({"image": png(1), "caption": float("nan")}, "row 0: a caption must be a text, got nan"),
         ({"image": png(1), "caption": {"en": "x"}}, "row 0: a caption must be a text, got {'en': 'x'}"),
         ({"image": png(1), "caption": ["x", None]}, "row 0: a caption must be a text, got None"),
-        ({"image": {"path": "a.png"}, "caption": "x"}, "row 0: there must be an image in one of"),
+        ({"image": {"path": None}, "caption": "x"}, "row 0: there must be an image in one of"),
+        ({"image": {"path": "a.png"}, "caption": "x"}, "a.png: the image file must exist"),
     ],
 )
 def test_a_row_of_parquet_without_image_or_text_is_a_bad_example(tmp_path, row, message):

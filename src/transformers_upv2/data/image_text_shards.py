@@ -2,14 +2,14 @@
 
 Formats: https://github.com/webdataset/webdataset (files of one example share their name up to the first dot, such as
 ``000123.jpg`` and ``000123.txt``), and parquet with a column of images and one of texts, as `datasets` and img2dataset
-write them.
+write them: an image is its bytes, or the path of its file, which counts from the folder of the shard.
 """
 
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from glob import glob
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Self
 
 import datasets
@@ -139,7 +139,7 @@ def read_parquet(file: str) -> Iterator[Row]:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=PARQUET_ROWS):
             for row in batch.to_pylist():
-                yield {**row, "where": f"{file}: row {number}"}
+                yield {**row, "where": f"{file}: row {number}", "folder": str(PurePath(file).parent)}
                 number += 1
 
 
@@ -157,15 +157,18 @@ def read_row(row: Mapping[str, Any]) -> CaptionExample:
     where = row["where"]
     row = {**_read_json_field(row, where), **row}
     image = next((row[field] for field in IMAGE_FIELDS if row.get(field)), None)
-    content = image.get("bytes") if isinstance(image, Mapping) else image
-    if not isinstance(content, bytes):
+    if isinstance(image, Mapping):  # as `datasets` writes images: the bytes, or where the file lies
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str) and "folder" in row:
+        image = Path(row["folder"]) / image
+    if not isinstance(image, bytes | Path):
         raise DataError(f"{where}: there must be an image in one of {list(IMAGE_FIELDS)}, got {sorted(row)}.")
     text = next((row[field] for field in TEXT_FIELDS if row.get(field)), "")
     captions = [_to_text(part, where).strip() for part in (text if isinstance(text, list) else [text])]
     if not any(captions):
         raise DataError(f"{where}: there must be a text in one of {list(TEXT_FIELDS)}, got {sorted(row)}.")
     return {
-        "image": load_image(where, content=content),
+        "image": load_image(where, content=image) if isinstance(image, bytes) else load_image(image),
         "image_id": next((row[field] for field in ID_FIELDS if row.get(field) is not None), where),
         "captions": [caption for caption in captions if caption],
     }
