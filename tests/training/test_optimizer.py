@@ -276,6 +276,32 @@ def test_a_copy_knows_its_tasks():
     assert optimizer.sampling_probabilities == PROBABILITIES
 
 
+def test_complex_parameters_move_as_under_adamw():
+    start = torch.randn(5, dtype=torch.complex128)
+    one, other = (nn.Parameter(start.clone()) for _ in range(2))
+    ours = TaskBalancedAdamW([one], lr=1e-2, sampling_probabilities={"a": 1.0}, normalize=False)
+    theirs = torch.optim.AdamW([other], lr=1e-2, weight_decay=0.01)
+    for step in range(10):
+        gradient = torch.randn(5, dtype=torch.complex128, generator=torch.Generator().manual_seed(step))
+        one.grad, other.grad = gradient.clone(), gradient.clone()
+        ours.begin_step("a")
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_sparse_gradients_are_refused_and_change_nothing():
+    embedding = nn.Embedding(10, 4, sparse=True)
+    optimizer = TaskBalancedAdamW(embedding.parameters(), sampling_probabilities={"a": 1.0})
+    before = embedding.weight.detach().clone()
+    embedding(torch.tensor([1, 2])).sum().backward()
+    optimizer.begin_step("a")
+    with pytest.raises(RuntimeError, match=r"must be dense, .* got a sparse one.*`sparse=False`"):
+        optimizer.step()
+    assert torch.equal(embedding.weight, before)
+    assert not optimizer.state
+
+
 def test_steps_need_a_known_task():
     params = make_params()
     optimizer = TaskBalancedAdamW(params, sampling_probabilities=PROBABILITIES)
