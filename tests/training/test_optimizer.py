@@ -375,6 +375,14 @@ def test_groups_partition_the_trainable_parameters():
     assert sum(len(g["params"]) for g in groups) == len(found)
 
 
+def test_an_embedding_is_not_decayed_by_its_other_name():
+    model = nn.ModuleDict({"head": nn.Linear(4, 10, bias=False), "words": nn.Embedding(10, 4)})
+    model["head"].weight = model["words"].weight
+    (group,) = parameter_groups(model, 1.0, 0.1)
+    assert group["weight_decay"] == 0.0
+    assert [id(p) for p in group["params"]] == [id(model["words"].weight)]
+
+
 def test_bad_multipliers_are_named():
     with pytest.raises(ValueError, match="'bacbone' begins none"):
         parameter_groups(Parts(), 1.0, 0.1, {"bacbone": 0.1})
