@@ -60,12 +60,8 @@ def test_parquet_may_name_the_files_of_its_images(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png(7))
     absolute = str(tmp_path / "images" / "a.png")
-    images = [
-        {"bytes": None, "path": absolute},
-        {"bytes": None, "path": "images/a.png"},
-        {"bytes": png(8), "path": "x"},
-    ]
-    rows = [{"image": image, "text": "a"} for image in [*images, {"bytes": None, "path": "b.png"}]]
+    images = [(None, absolute), (None, "images/a.png"), (png(8), "x"), (None, "b.png")]
+    rows = [{"image": {"bytes": content, "path": path}, "text": "a"} for content, path in images]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "0.parquet")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"image": absolute, "text": "a"}]), tmp_path / "1.parquet")
     *examples, missing, named = ImageTextShards(str(tmp_path / "*.parquet"))
@@ -183,7 +179,8 @@ def test_fields_of_any_name_are_not_taken_for_our_own(tmp_path, kind):
         ({"image": png(1), "caption": float("nan")}, "row 0: a caption must be a text, got nan"),
         ({"image": png(1), "caption": {"en": "x"}}, "row 0: a caption must be a text, got {'en': 'x'}"),
         ({"image": png(1), "caption": ["x", None]}, "row 0: a caption must be a text, got None"),
-        ({"image": {"path": "a.png"}, "caption": "x"}, "a.png: the image file must exist, but there is none"),
+        ({"image": {"path": None}, "caption": "x"}, "row 0: there must be an image in one of"),
+        ({"image": {"path": "a.png"}, "caption": "x"}, "a.png: the image file must exist"),
     ],
 )
 def test_a_row_of_parquet_without_image_or_text_is_a_bad_example(tmp_path, row, message):

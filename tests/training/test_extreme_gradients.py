@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_optimizer import PROBABILITIES, make_params, run, set_gradients
 
-from transformers_upv2.training.optimizer import TaskBalancedAdamW, total_norm
+from transformers_upv2.training.gradient_norm import total_norm
+from transformers_upv2.training.optimizer import TaskBalancedAdamW
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-22, 1e-35, 1e12, 1e18, 1e30])

@@ -287,6 +287,32 @@ def test_a_copy_knows_its_tasks():
     assert optimizer.sampling_probabilities == PROBABILITIES
 
 
+def test_complex_parameters_move_as_under_adamw():
+    start = torch.randn(5, dtype=torch.complex128)
+    one, other = (nn.Parameter(start.clone()) for _ in range(2))
+    ours = TaskBalancedAdamW([one], lr=1e-2, sampling_probabilities={"a": 1.0}, normalize=False)
+    theirs = torch.optim.AdamW([other], lr=1e-2, weight_decay=0.01)
+    for step in range(10):
+        gradient = torch.randn(5, dtype=torch.complex128, generator=torch.Generator().manual_seed(step))
+        one.grad, other.grad = gradient.clone(), gradient.clone()
+        ours.begin_step("a")
+        ours.step()
+        theirs.step()
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_sparse_gradients_are_refused_and_change_nothing():
+    embedding = nn.Embedding(10, 4, sparse=True)
+    optimizer = TaskBalancedAdamW(embedding.parameters(), sampling_probabilities={"a": 1.0})
+    before = embedding.weight.detach().clone()
+    embedding(torch.tensor([1, 2])).sum().backward()
+    optimizer.begin_step("a")
+    with pytest.raises(RuntimeError, match=r"must be dense, .* got a sparse one.*`sparse=False`"):
+        optimizer.step()
+    assert torch.equal(embedding.weight, before)
+    assert not optimizer.state
+
+
 def test_steps_need_a_known_task():
     params = make_params()
     optimizer = TaskBalancedAdamW(params, sampling_probabilities=PROBABILITIES)
@@ -395,6 +421,14 @@ def test_layers_of_other_libraries_are_decayed_and_their_tokens_not():
     assert {"embeddings.cls_token", "embeddings.mask_token"} <= undecayed_names(vit)
     assert "embeddings.register_tokens" in undecayed_names(registers)
     assert undecayed_names(AttentionPools(8, 8, 2)) >= {"queries", "output_bias"}
+
+
+def test_an_embedding_is_not_decayed_by_its_other_name():
+    model = nn.ModuleDict({"head": nn.Linear(4, 10, bias=False), "words": nn.Embedding(10, 4)})
+    model["head"].weight = model["words"].weight
+    (group,) = parameter_groups(model, 1.0, 0.1)
+    assert group["weight_decay"] == 0.0
+    assert [id(p) for p in group["params"]] == [id(model["words"].weight)]
 
 
 def test_bad_multipliers_are_named():

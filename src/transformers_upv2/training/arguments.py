@@ -45,8 +45,8 @@ class MultiTaskTrainingArguments(TrainingArguments):
         num_workers: Loader processes of each task. Default ``dataloader_num_workers``.
         sampling: "unmixed": one task an update. "mixed": one batch of every task an update, the
             losses added with s_k w_k.
-        optimizer: "tbgn": TaskBalancedAdamW. "adamw": ``torch.optim.AdamW``, with gradients clipped
-            if ``max_grad_norm`` is positive.
+        optimizer: "tbgn": TaskBalancedAdamW. "adamw": ``torch.optim.AdamW`` in which a missing gradient counts as
+            zero, with gradients clipped if ``max_grad_norm`` is positive.
         lr_multipliers: Prefixes of parameter names, and by what they multiply the learning rate.
         max_bad_samples: Training stops when more samples than this had to be replaced.
     """

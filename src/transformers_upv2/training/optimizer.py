@@ -23,13 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial
+
+from transformers_upv2.training.gradient_norm import SMALLEST_NORMAL, SQUARABLE, total_norm
 
 ELEMENTS_PER_CHUNK = {"cpu": 2**16}  # they stay in the cache between operations
 DEFAULT_ELEMENTS_PER_CHUNK = 2**26  # bounds the temporary memory
-SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
-SQUARABLE = 1e15
-"""Larger numbers than this, and smaller ones than its inverse, are not squared in float32, nor are their inverses."""
 
 
 class TaskBalancedAdamW(torch.optim.Optimizer):
@@ -121,7 +119,7 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            RuntimeError: If no task was set, or not the same one in all groups.
+            RuntimeError: If no task was set, or not the same one in all groups, or a gradient is sparse.
             ValueError: If the optimizer does not know the task.
         """
         loss = None
@@ -190,6 +188,11 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
             for parameter in group["params"]
             if parameter.requires_grad and parameter.grad is not None
         ]
+        if any(gradient.is_sparse for gradient in gradients):
+            raise RuntimeError(
+                "Gradients must be dense, since all parameters take part in every step, got a sparse one. Make the "
+                "embedding with `sparse=False`."
+            )
         norm = total_norm(gradients)
         grad_scale = getattr(self, "grad_scale", None)
         scale = 1.0 if grad_scale is None else grad_scale.item()
@@ -203,11 +206,12 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         beta1, beta2 = group["betas"]
         correction1 = 1 - beta1 ** group["step"]
         correction2 = math.sqrt(1 - beta2 ** group["step"])
-        first, second = self._moments(params)
+        first, second = map(_real, self._moments(params))
         torch._foreach_mul_(first, beta1)
         torch._foreach_mul_(second, beta2)
         used = [number for number, p in enumerate(params) if p.grad is not None]
-        gradients = [p.grad for p in params if p.grad is not None]
+        gradients = _real([p.grad for p in params if p.grad is not None])
+        params = _real(params)
         if used and factor and not 1 / SQUARABLE < factor < SQUARABLE:
             scale = 2.0 ** max(-126, min(math.frexp(factor)[1], 126))
             gradients, factor = list(torch._foreach_mul(gradients, scale)), factor / scale
@@ -239,35 +243,9 @@ class TaskBalancedAdamW(torch.optim.Optimizer):
         return [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
 
 
-def total_norm(gradients: list[Tensor]) -> float:
-    """Return the L2 norm of all gradients as one vector, over all shards and in fp32 at least."""
-    gradients = [g.float() if g.dtype in (torch.float16, torch.bfloat16) else g for g in gradients]
-    norm = _norm(gradients)
-    if 1 / SQUARABLE < norm < SQUARABLE or math.isnan(norm):
-        return norm
-    largest = _largest(gradients)
-    if not SMALLEST_NORMAL <= largest < math.inf:
-        return largest
-    scale = 2.0 ** -min(math.frexp(largest)[1], 126)
-    return math.hypot(*(_norm([gradient * scale]) for gradient in gradients)) / scale
-
-
-def _norm(gradients: list[Tensor]) -> float:
-    norm = torch.nn.utils.get_total_norm(gradients)
-    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
-
-
-def _largest(gradients: list[Tensor]) -> float:
-    """Return the largest absolute value, over all shards; a parameter or its shard may be empty."""
-    shards = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    values = [shard.abs().max().double().cpu() for shard in shards if shard.numel()]
-    largest = torch.stack([torch.zeros((), dtype=torch.float64), *values]).max()
-    sharded = next((gradient for gradient in gradients if isinstance(gradient, DTensor)), None)
-    if sharded is not None:
-        mesh = sharded.device_mesh
-        part = DTensor.from_local(largest.to(sharded.device), mesh, [Partial("max")] * mesh.ndim)
-        largest = part.full_tensor()
-    return largest.item()
+def _real(tensors: list[Tensor]) -> list[Tensor]:
+    """View complex tensors as pairs of real numbers, as torch's optimizers do."""
+    return [torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors]
 
 
 def _no_steps() -> dict[str, float]:

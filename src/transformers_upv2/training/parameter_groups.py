@@ -45,11 +45,14 @@ def parameter_groups(
                 "Every prefix in `lr_multipliers` must begin the name of a trainable parameter, but "
                 f"{prefix!r} begins none. Look at `model.named_parameters()`."
             )
-    undecayed = _names_without_decay(model)
+    names_without_decay = _names_without_decay(model)
+    undecayed = {  # by any of their names, since an embedding may be tied to a layer that comes first
+        id(p) for name, p in model.named_parameters(remove_duplicate=False) if name in names_without_decay
+    }
     groups: dict[tuple[float, float], list[Tensor]] = {}
     for name, parameter in trainable.items():
         prefix = max((p for p in multipliers if name.startswith(p)), key=len)
-        decay = 0.0 if name in undecayed else weight_decay
+        decay = 0.0 if id(parameter) in undecayed else weight_decay
         groups.setdefault((lr * multipliers[prefix], decay), []).append(parameter)
     grouped = [id(parameter) for params in groups.values() for parameter in params]
     if sorted(grouped) != sorted({id(p) for p in model.parameters() if p.requires_grad}):
