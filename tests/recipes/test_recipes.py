@@ -242,14 +242,20 @@ def test_every_recipe_runs(name, data, tmp_path, capsys):
     assert {key.rpartition("/")[0] for key in metrics} == {
         "detection" if "finetune" in name else "retrieval/flickr30k"
     }
-    assert "| Methods |" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "| Methods |" in printed.out
+    assert f"all numbers: {tmp_path / 'metrics.json'}" in printed.out
+    assert "updates are done" not in printed.err
     state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
     assert state["global_step"] == 5
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "model.safetensors").values())
     assert pipeline(
         "image-classification" if "preset" in read_recipe(name).model else "object-detection", str(tmp_path)
     )
-    main([*command, "arguments.max_steps=6", "evaluation={}"])  # goes on from step 5
+    main([*command, "evaluation={}"])
+    assert "checkpoint-5: 5 of 5 updates are done, nothing is left to train." in capsys.readouterr().err
+    main([*command, "arguments.max_steps=6", "evaluation={}"])
+    assert "checkpoint-5: 5 of 6 updates are done, training goes on there." in capsys.readouterr().err
     assert json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())["max_steps"] == 5
 
 
