@@ -245,7 +245,10 @@ def test_every_recipe_runs(name, data, tmp_path, capsys):
     assert {key.rpartition("/")[0] for key in metrics} == {
         "detection" if "finetune" in name else "retrieval/flickr30k"
     }
-    assert "| Methods |" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "| Methods |" in printed.out
+    assert f"all numbers: {tmp_path / 'metrics.json'}" in printed.out
+    assert "updates are done" not in printed.err
     state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
     assert state["global_step"] == 5
     assert all(torch.isfinite(tensor).all() for tensor in load_file(tmp_path / "model.safetensors").values())
@@ -260,10 +263,13 @@ def test_every_recipe_runs(name, data, tmp_path, capsys):
         if metrics[key] != -1
     }
     (tmp_path / "README.md").write_text("mine")
-    capsys.readouterr()
-    main([*command, "arguments.max_steps=6", "evaluation={}"])  # goes on from step 5
+    main([*command, "evaluation={}"])
+    shown = capsys.readouterr()
+    assert "checkpoint-5: 5 of 5 updates are done, nothing is left to train." in shown.err
     assert (tmp_path / "README.md").read_text() == "mine"
-    assert "README.md stays as it was" in capsys.readouterr().out
+    assert "README.md stays as it was" in shown.out
+    main([*command, "arguments.max_steps=6", "evaluation={}"])
+    assert "checkpoint-5: 5 of 6 updates are done, training goes on there." in capsys.readouterr().err
     assert json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())["max_steps"] == 5
 
 

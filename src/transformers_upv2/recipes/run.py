@@ -6,6 +6,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.evaluation.results import format_table_6, write_metrics
 from transformers_upv2.model.distributed import leave_together
@@ -75,6 +78,8 @@ def prepare(options: argparse.Namespace) -> tuple[Recipe, UniPerceiverV2Trainer]
 def train(recipe: Recipe, trainer: UniPerceiverV2Trainer, options: argparse.Namespace) -> None:
     """Train from the newest checkpoint or the start, save, evaluate, and write the card."""
     checkpoint = newest_checkpoint(options.out)
+    if checkpoint is not None and trainer.is_world_process_zero():
+        print(_describe_resume(checkpoint, trainer.args.max_steps), file=sys.stderr)
     trained = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(_internal_call=True)  # which uploads nothing yet
     prefixed = trainer.evaluate() if trainer.eval_dataset else {}
@@ -83,9 +88,16 @@ def train(recipe: Recipe, trainer: UniPerceiverV2Trainer, options: argparse.Name
         if metrics:
             write_metrics(metrics, options.out / "metrics.json")
             print(format_table_6({options.config: metrics}))
+            print(f"\nmodel and processor: {options.out}; all numbers: {options.out / 'metrics.json'}")
         since = f" since {Path(checkpoint).name}" if checkpoint else ""
         took = f"{trained.metrics['train_runtime'] / 60:.1f} minutes{since}"
         print(write_card(recipe, options.data, trainer, metrics, took))
     if trainer.args.push_to_hub:
         trainer.push_to_hub()
     leave_together()
+
+
+def _describe_resume(checkpoint: str, max_steps: int) -> str:
+    done = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+    left = "nothing is left to train" if done >= max_steps else "training goes on there"
+    return f"{checkpoint}: {done} of {max_steps} updates are done, {left}. To begin anew, name another `--out`."
