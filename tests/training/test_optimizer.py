@@ -9,9 +9,19 @@ import warnings
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
+from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    SwinConfig,
+    SwinModel,
+    ViTConfig,
+    ViTModel,
+)
 
+from transformers_upv2.model.image_tokens import AttentionPools
 from transformers_upv2.training.optimizer import TaskBalancedAdamW, parameter_groups
 from transformers_upv2.training.sampler import UnmixedTaskSampler
 
@@ -347,6 +357,43 @@ def test_groups_partition_the_trainable_parameters():
         "log_logit_scale.pairs": (1.0, 0.0),
     }
     assert sum(len(g["params"]) for g in groups) == len(found)
+
+
+def undecayed_names(model):
+    groups = parameter_groups(model, 1.0, 0.1)
+    undecayed = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    return {name for name, p in model.named_parameters() if id(p) in undecayed}
+
+
+SMALL_SWIN = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("test_vit", {}), ("swin_tiny_patch4_window7_224", SMALL_SWIN), ("levit_128s", {})]
+)
+def test_what_a_model_of_timm_exempts_is_not_decayed(name, options):
+    model = nn.ModuleDict({"backbone": timm.create_model(name, **options)})
+    exempt = {f"backbone.{each}" for each in model["backbone"].no_weight_decay()} & set(dict(model.named_parameters()))
+    assert exempt
+    assert exempt <= undecayed_names(model)
+
+
+def test_layers_of_other_libraries_are_decayed_and_their_tokens_not():
+    """Those that transformers' models have, under the names that it gives to them."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    vit = ViTModel(ViTConfig(image_size=32, **sizes), use_mask_token=True, add_pooling_layer=False)
+    registers = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(image_size=32, **sizes))
+    swin = SwinModel(SwinConfig(embed_dim=8, depths=[1], num_heads=[2], image_size=32), add_pooling_layer=False)
+    for model in (vit, registers, swin):
+        undecayed = undecayed_names(model)
+        matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
+        decayed = matrices - undecayed
+        assert decayed
+        assert all(name.endswith(".weight") for name in decayed)
+        assert not any(name.endswith(".weight") for name in matrices & undecayed)
+    assert {"embeddings.cls_token", "embeddings.mask_token"} <= undecayed_names(vit)
+    assert "embeddings.register_tokens" in undecayed_names(registers)
+    assert undecayed_names(AttentionPools(8, 8, 2)) >= {"queries", "output_bias"}
 
 
 def test_bad_multipliers_are_named():

@@ -28,6 +28,8 @@ from torch.distributed.tensor import DTensor
 ELEMENTS_PER_CHUNK = {"cpu": 2**16}  # they stay in the cache between operations
 DEFAULT_ELEMENTS_PER_CHUNK = 2**26  # bounds the temporary memory
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+UNDECAYED_ENDINGS = ("bias", "bias_table", "embed", "embedding", "embeddings", "token", "tokens", "query", "queries")
+"""Of names of parameters that are vectors to be added or asked with, however many of them lie in one matrix."""
 SQUARABLE = 1e15
 """Larger numbers than this, and smaller ones than its inverse, are not squared in float32, nor are their inverses."""
 
@@ -271,7 +273,8 @@ def parameter_groups(
     """Put every trainable parameter of a model into exactly one group.
 
     Not stated in the paper, chosen here: no decay on vectors and scalars (biases, temperatures),
-    nor on normalization layers, embeddings and gates.
+    nor on normalization layers, embeddings, learned tokens and queries, tables of relative positions
+    and gates, nor on what a module's own ``no_weight_decay()`` names, as timm's models do.
 
     Args:
         model: The model.
@@ -310,17 +313,19 @@ def parameter_groups(
 
 
 def _names_without_decay(model: nn.Module) -> set[str]:
-    names = set()
+    names: set[str] = set()
     for module_name, module in model.named_modules():
+        prefix = f"{module_name}." if module_name else ""
+        names |= {f"{prefix}{name}" for name in getattr(module, "no_weight_decay", set)()}
         is_exempt = isinstance(module, nn.Embedding) or "Norm" in type(module).__name__
         for own_name, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{own_name}" if module_name else own_name
+            name = f"{prefix}{own_name}"
             parts = name.split(".")
             if (
                 is_exempt
                 or parameter.ndim < 2
                 or "logit_scale" in name
-                or own_name.endswith(("embedding", "embeddings", "embed", "bias"))
+                or own_name.endswith(UNDECAYED_ENDINGS)
                 or any(part == "gate" or part.endswith("_gate") for part in parts)
             ):
                 names.add(name)
