@@ -1,7 +1,9 @@
 """Draw detections onto images: translucent masks, boxes and labels that stay readable."""
 
 import colorsys
+import contextlib
 import itertools
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,12 +12,15 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 MIN_LONG_SIDE = 512
 """Images are enlarged to this many pixels before anything is drawn, so that text is sharp."""
 CROWDED = 8
 """More detections than this need more room: the image is enlarged further, and labels are smaller in it."""
 CROWDED_LONG_SIDE = 1280
+MORE_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "msgothic.ttc")
+"""Looked for where a label has characters that PIL's own font lacks."""
 _FONT_SHARE, _CROWDED_FONT_SHARE = 28, 56  # the shorter side is this many times the font's size
 _MASK_OPACITY = 0.4
 _TOUCHING = 3  # pixels
@@ -133,19 +138,41 @@ def _write_labels(
 ) -> None:
     """Write every label where it covers no other label, the surest detections first."""
     share = _CROWDED_FONT_SHARE if len(shapes) > CROWDED else _FONT_SHARE
-    font = ImageFont.load_default(max(12, round(min(size) / share)))
     by_score = sorted(shapes, key=lambda shape: shape.score or 0, reverse=True)
+    font = _find_font("".join(shape.text for shape in shapes), max(12, round(min(size) / share)))
+    texts = [_spell(shape.text, font) for shape in by_score]
     taken: list[Rectangle] = []
-    for shape in by_score:
-        left, top, right, bottom = font.getbbox(shape.text)
+    for shape, text in zip(by_score, texts):
+        left, top, right, bottom = font.getbbox(text)
         taken.append(_find_place(shape.box, (right - left + 8, bottom - top + 6), taken, size))
     for shape, place in zip(by_score, taken):
         _lead(pen, place, shape.box, colors[shape.label])
-    for shape, place in zip(reversed(by_score), reversed(taken)):  # the surest on top
-        left, top, _, _ = font.getbbox(shape.text)
+    for shape, text, place in zip(reversed(by_score), reversed(texts), reversed(taken)):  # the surest on top
+        left, top, _, _ = font.getbbox(text)
         color = colors[shape.label]
         pen.rounded_rectangle(place, radius=3, fill=color, outline=(0, 0, 0))
-        pen.text((place[0] + 4 - left, place[1] + 3 - top), shape.text, _ink(color), font)
+        pen.text((place[0] + 4 - left, place[1] + 3 - top), text, _ink(color), font)
+
+
+def _find_font(text: str, size: int) -> Font:
+    """Return PIL's own font, or where it lacks characters the first of the machine's that lacks fewest."""
+    fonts = [ImageFont.load_default(size)]
+    for name in () if not _missing(text, fonts[0]) else MORE_FONTS:
+        with contextlib.suppress(OSError):
+            fonts.append(ImageFont.truetype(name, size))
+    return min(fonts, key=lambda font: len(_missing(text, font)))
+
+
+def _spell(text: str, font: Font) -> str:
+    """Leave out the accents of letters that the font lacks."""
+    plain = {letter: unicodedata.normalize("NFKD", letter)[0] for letter in _missing(text, font)}
+    return "".join(plain.get(letter, letter) for letter in text)
+
+
+def _missing(text: str, font: Font) -> set[str]:
+    """Return the characters that are drawn like one that no font has."""
+    nothing = bytes(font.getmask("\U0010ffff"))
+    return {letter for letter in text if not letter.isascii() and bytes(font.getmask(letter)) == nothing}
 
 
 def _lead(pen: ImageDraw.ImageDraw, place: Rectangle, box: Rectangle, color: Color) -> None:
