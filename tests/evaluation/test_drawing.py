@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -118,3 +120,16 @@ def test_classes_have_colors_far_apart():
 def test_wrong_number_of_masks_is_an_error():
     with pytest.raises(ValueError, match="got 0 for 1"):
         draw_detections(noise(), [{"label": "cat", "score": 0.5, "box": BOX}], masks=[])
+
+
+def test_letters_with_accents_are_readable_and_not_boxes():
+    def draw(label):
+        box = {"xmin": 5, "ymin": 60, "xmax": 90, "ymax": 90}
+        picture = draw_detections(
+            Image.new("RGB", (100, 100)), [{"label": label, "box": box}], colors={label: (255, 0, 0)}
+        )
+        return np.asarray(picture)
+
+    accents = [draw(f"p{letter}tal") for letter in "\u00e9\u00e0\u00f1"]
+    unknown = draw("p\U0010fffftal")
+    assert not any(np.array_equal(one, other) for one, other in itertools.combinations([*accents, unknown], 2))
