@@ -44,14 +44,15 @@ def test_exports_of_tools_are_read_with_the_changes_of_the_guide(tool, tmp_path)
     assert [file.name for reader in (training, evaluation) for file in reader.image_files()] == ["a.jpg", "b.jpg"]
 
 
-def test_the_card_of_the_guide_has_what_the_hub_reads(tmp_path, monkeypatch):
+def test_the_code_of_the_guide_puts_other_numbers_into_the_card(tmp_path, monkeypatch):
     (tmp_path / "runs" / "mine" / "val").mkdir(parents=True)
     index = model_index("mine", {"detection/box_ap": 0.25}, {"detection": ("mine", "my photographs")})
     (tmp_path / "runs" / "mine" / "val" / "model_index.yaml").write_text(yaml.safe_dump({"model-index": index}))
+    (tmp_path / "runs" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n\n# My detector\n")
     monkeypatch.chdir(tmp_path)
-    (code,) = (each for each in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "ModelCard" in each)
+    (code,) = (each for each in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "metadata_save" in each)
     exec(code, {})
     card = ModelCard.load("runs/mine/README.md")
-    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "object-detection")
+    assert card.data.license == "mit"
     assert card.data.eval_results[0].metric_value == 0.25
     assert "# My detector" in card.text

@@ -184,10 +184,11 @@ def check_reporting(arguments: UniPerceiverV2TrainingArguments) -> None:
     Raises:
         ImportError: If it is not.
     """
-    missing = sorted(set(arguments.report_to or ()) - set(get_available_reporting_integrations()))
+    wanted: Any = arguments.report_to  # a list, once the arguments are read
+    missing = sorted(set(wanted) - set(get_available_reporting_integrations()))
     if missing:
         raise ImportError(
-            f"`report_to` must name what is installed, got {arguments.report_to}, of which {missing} are not. Install "
+            f"`report_to` must name what is installed, got {wanted}, of which {missing} are not. Install "
             f'them, as with `pip install {missing[0]}`, or train without curves: `--set "arguments.report_to=[]"`.'
         )
 
