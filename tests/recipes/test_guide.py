@@ -50,7 +50,7 @@ def test_the_code_of_the_guide_puts_other_numbers_into_the_card(tmp_path, monkey
     (tmp_path / "runs" / "mine" / "val" / "model_index.yaml").write_text(yaml.safe_dump({"model-index": index}))
     (tmp_path / "runs" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n\n# My detector\n")
     monkeypatch.chdir(tmp_path)
-    (code,) = (each for each in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "metadata_save" in each)
+    (code,) = (each for each in re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL) if "ModelCard" in each)
     exec(code, {})
     card = ModelCard.load("runs/mine/README.md")
     assert card.data.license == "mit"
