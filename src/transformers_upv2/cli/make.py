@@ -40,6 +40,7 @@ def _add_train(verbs: Verbs) -> None:
         "train by a recipe, or go on where a run stopped, and evaluate",
         [
             "upv2 train --config finetune_coco_json --data my_data --out runs/mine --dry-run   # only checks",
+            "upv2 train --config finetune_coco_json --data my_data --out runs/mine --preview look   # only draws",
             "upv2 train --config finetune_coco_json --data my_data --out runs/mine --set arguments.max_steps=500",
             "accelerate launch -m transformers_upv2.recipes --config base --data DATA --out runs/base",
         ],
@@ -50,6 +51,7 @@ def _add_train(verbs: Verbs) -> None:
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", help="changes, as arguments.max_steps=100")
     parser.add_argument("--tasks", type=names, help='train only these tasks of the recipe, "detection, retrieval"')
     parser.add_argument("--dry-run", action="store_true", help="check data, memory and updates, and stop")
+    parser.add_argument("--preview", metavar="FOLDER", help="draw examples there, as training will see them, and stop")
 
 
 def train(options: argparse.Namespace) -> None:
@@ -58,6 +60,7 @@ def train(options: argparse.Namespace) -> None:
 
     arguments = ["--config", options.config, "--data", options.data, "--out", options.out]
     arguments += ["--dry-run"] if options.dry_run else []
+    arguments += ["--preview", options.preview] if options.preview else []
     arguments += ["--set", *options.set] if options.set else []
     arguments += ["--tasks", *options.tasks] if options.tasks else []
     main(arguments)

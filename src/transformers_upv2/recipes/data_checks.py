@@ -38,7 +38,7 @@ def check_datasets(
                 "Use another reader."
             )
         task = key.split("/")[0]
-        known, names = names_of_task.get(task), _class_names(reader)
+        known, names = names_of_task.get(task), class_names_of(reader)
         if known and names and not getattr(evaluators[task], "class_agnostic", False):
             try:
                 match_class_names(names, known)
@@ -151,8 +151,9 @@ def _check_objects(task: str, members: Mapping[str, Any]) -> None:
 def _known_class_names(task: str, members: Mapping[str, Any]) -> list[str]:
     """Return the class names of a task's training data, which are the same in all of it."""
     (first, *_), _ = datasets_of_task(members, task)
-    return _class_names(first)
+    return class_names_of(first)
 
 
-def _class_names(reader: Any) -> list[str]:
+def class_names_of(reader: Any) -> list[str]:
+    """Return a data set's class names, none if it has no classes."""
     return list(getattr(reader, "class_names", ()))

@@ -15,6 +15,7 @@ from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.recipes import NAMES
 from transformers_upv2.recipes.building import build_trainer
 from transformers_upv2.recipes.dry_run import describe_run
+from transformers_upv2.recipes.preview import draw_previews
 from transformers_upv2.recipes.recipe import Recipe, read_recipe
 from transformers_upv2.recipes.run_card import write_card
 from transformers_upv2.training.checkpoints import newest_checkpoint
@@ -36,6 +37,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     )
     parser.add_argument("--tasks", nargs="+", help="train only these tasks of the recipe")
     parser.add_argument("--dry-run", action="store_true", help="check data, memory and updates, and stop")
+    parser.add_argument(
+        "--preview", type=Path, metavar="FOLDER", help="draw examples there, as training will see them, and stop"
+    )
     return parser.parse_args(arguments)
 
 
@@ -64,13 +68,17 @@ def run_script(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(options: argparse.Namespace) -> tuple[Recipe, UniPerceiverV2Trainer] | None:
-    """Read the recipe and build its trainer; with ``--dry-run`` print what it would do and return None."""
+    """Read the recipe and build its trainer, or None after ``--dry-run`` or ``--preview``."""
     recipe = read_recipe(options.config, options.set)
     if options.tasks:
         recipe = recipe.restrict(options.tasks)
     if options.dry_run:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         print("\n".join(describe_run(recipe, options.data, options.out, world_size)))
+        return None
+    if options.preview:
+        for file in draw_previews(recipe, options.data, options.preview):
+            print(f"picture: {file}")
         return None
     return recipe, build_trainer(recipe, options.data, options.out)
 
