@@ -126,6 +126,7 @@ def test_wrong_command_lines_give_exit_code_two(
         (["serve", "./nowhere"], "The model must be a folder with a saved model"),
         (["predict", "a.jpg", "--task", "captioning", "--labels", "cat"], "`--labels` needs one of the tasks"),
         (["segment", "a/x.jpg", "b/x.jpg"], "`IMAGE` files must have different names"),
+        (["segment", "a.jpg", "--out", "b.PNG"], "`--out` must be a folder, where each picture gets its image's name"),
         (["retrieve", "a cat"], "`--images` must name a folder to search in"),
         (["retrieve", "nowhere.jpg", "--images", "."], "`QUERY` must be a text or the file of an image"),
         (["evaluate", "runs/mine"], "There must be data to evaluate on"),

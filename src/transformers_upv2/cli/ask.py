@@ -24,6 +24,7 @@ from transformers_upv2.cli.common import (
 )
 
 Answer = dict[str, Any]
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,7 @@ def predict(options: argparse.Namespace, task: str) -> None:
         raise ValueError(f"`--labels` needs one of the tasks {asked}, got {task!r}. Leave the option out.")
     if question.is_drawn:
         _check_names(options.images)
+        _check_folder(options.out)
     quiet_libraries()
 
     from tqdm.auto import tqdm
@@ -203,6 +205,11 @@ def _check_names(images: Sequence[str]) -> None:
             f"`IMAGE` files must have different names, since the pictures are named after them, got {double} more "
             "than once. Ask about them one folder at a time, each with its own `--out`."
         )
+
+
+def _check_folder(out: Path) -> None:
+    if out.is_file() or out.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(f"`--out` must be a folder, where each picture gets its image's name, got {out}.")
 
 
 def _load_pipeline(question: Question, model: str, labels: Sequence[str] | None) -> Any:
