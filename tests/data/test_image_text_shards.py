@@ -1,6 +1,9 @@
 import io
 import json
 import tarfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pyarrow
 import pyarrow.parquet
@@ -13,6 +16,11 @@ from transformers_upv2.data.image_text_shards import ImageTextShards
 from transformers_upv2.training.streams import ShuffledStream, Stream, StreamedBatches, name_of_bad, own_share
 
 PER_SHARD = 4
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Write nothing."""
 
 
 def png(level):
@@ -224,12 +232,26 @@ def test_a_broken_header_is_not_taken_for_the_end(tmp_path):
 
 
 def test_what_is_no_shard_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"end in one of \['.parquet', '.tar'\], got 'x.zip'"):
-        ImageTextShards(["x.zip"])
-    with pytest.raises(DataError, match=r"got '.*none.*tar'"):
+    (tmp_path / "x.zip").write_bytes(b"")
+    with pytest.raises(DataError, match=r"end in one of \['.parquet', '.tar', '.tar.gz', '.tgz'\], got '.*x.zip'"):
+        ImageTextShards([tmp_path / "x.zip"])
+    with pytest.raises(DataError, match=r"none\*\.tar: the shard must exist"):
         ImageTextShards(str(tmp_path / "none*.tar"))
     with pytest.raises(DataError, match="at least one shard, got none"):
         ImageTextShards([])
+
+
+def test_shards_may_be_packed_and_come_from_addresses_with_braces(tmp_path):
+    for number, (suffix, mode) in enumerate([("tar.gz", "w:gz"), ("tgz", "w:gz")] * 2):
+        write_tar(tmp_path / f"{number // 2}.{suffix}", {"a": {"png": png(number), "txt": b"a"}}, mode)
+    handler = partial(QuietHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{{0..1}}.tar.gz?download=true"
+        stream = ImageTextShards([address, str(tmp_path / "{0..1}.tgz")])
+        assert stream.num_shards == 4
+        assert levels(stream) == [0, 2, 1, 3]
+        server.shutdown()
 
 
 def batches_of(stream, rank, positions=None, first=0):

@@ -8,7 +8,6 @@ write them: an image is its bytes, or the path of its file, which counts from th
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from glob import glob
 from pathlib import Path, PurePath
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from transformers_upv2.data.examples import CaptionExample, DataError, load_image
+from transformers_upv2.data.file_patterns import expand_files
 
 Row = dict[str, Any]
 
@@ -45,16 +45,15 @@ class ImageTextShards:
         """List the shards.
 
         Args:
-            files: Paths or addresses that fsspec opens, ending in ``.tar`` or ``.parquet``; or one pattern such as
-                ``"cc3m/*.tar"``.
+            files: Paths or addresses that fsspec opens, ending in ``.tar``, ``.tar.gz``, ``.tgz`` or ``.parquet``,
+                or patterns such as ``"cc3m/*.tar"`` and ``"cc3m/{00000..00331}.tar"``; one or several.
 
         Raises:
             DataError: If there is none, or one ends differently.
         """
-        self.files = sorted(glob(files)) or [files] if isinstance(files, str) else [str(file) for file in files]
+        self.files = expand_files(files, "shard")
         for file in self.files:
-            if PurePath(file).suffix not in READERS or "*" in file:
-                raise DataError(f"`files` must be existing shards that end in one of {sorted(READERS)}, got {file!r}.")
+            reader_of(file)
         if not self.files:
             raise DataError("`files` must name at least one shard, got none.")
         self._rows = datasets.IterableDataset.from_generator(read_shards, gen_kwargs={"files": self.files})
@@ -93,7 +92,7 @@ def read_shards(files: Sequence[str]) -> Iterator[Row]:
     """Yield the undecoded rows of all shards; a shard that breaks off ends with a row that has an ``ERROR``."""
     for file in files:
         try:
-            yield from READERS[PurePath(file).suffix](file)
+            yield from reader_of(file)(file)
         except (OSError, EOFError, UnicodeError, tarfile.TarError, pyarrow.ArrowException) as error:
             yield {WHERE: file, ERROR: f"{file}: the shard must be readable to its end, but got: {error}."}
 
@@ -145,7 +144,25 @@ def read_parquet(file: str) -> Iterator[Row]:
                 number += 1
 
 
-READERS: dict[str, Callable[[str], Iterator[Row]]] = {".tar": read_tar, ".parquet": read_parquet}
+READERS: dict[str, Callable[[str], Iterator[Row]]] = {
+    ".parquet": read_parquet,
+    ".tar": read_tar,
+    ".tar.gz": read_tar,
+    ".tgz": read_tar,
+}
+
+
+def reader_of(file: str) -> Callable[[str], Iterator[Row]]:
+    """Return what reads a shard; an address may end in a query, such as ``?download=true``.
+
+    Raises:
+        DataError: If its end is that of no shard.
+    """
+    name = file.partition("?")[0] if "://" in file else file
+    for suffix, reader in READERS.items():
+        if name.endswith(suffix):
+            return reader
+    raise DataError(f"`files` must be shards that end in one of {sorted(READERS)}, got {file!r}.")
 
 
 def read_row(row: Mapping[str, Any]) -> CaptionExample:
