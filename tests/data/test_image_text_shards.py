@@ -254,6 +254,35 @@ def test_shards_may_be_packed_and_come_from_addresses_with_braces(tmp_path):
         server.shutdown()
 
 
+def test_what_is_no_example_in_a_tar_does_not_part_those_that_are(tmp_path):
+    files = {"./._a.png": b"mac", "./a.png": png(1), "./._a.txt": b"mac", "./a.txt": b"\xef\xbb\xbfone"}
+    files |= {"README": b"?", "b.gif": png(2), "b.json": b'["two", "zwei"]', ".hidden": b"?"}
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    examples = list(ImageTextShards(tmp_path / "0.tar"))
+    assert levels(examples) == [1, 2]
+    assert [example["captions"] for example in examples] == [["one"], ["two", "zwei"]]
+
+
+def test_examples_of_one_name_do_not_replace_each_other_in_silence(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as archive:
+        for name, content in [("a.png", png(1)), ("a.txt", b"x"), ("a.PNG", png(2)), ("a.txt", b"y")]:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    (error,) = ImageTextShards(tmp_path / "0.tar")
+    assert "0.tar: a: names must be unique in a shard, got a.txt twice." in str(error)
+
+
+def test_names_with_dots_are_explained(tmp_path):
+    write_tar(tmp_path / "0.tar", {"photo.1": {"png": png(1), "txt": b"x"}})
+    (error,) = ImageTextShards(tmp_path / "0.tar")
+    assert "got ['1.png', '1.txt']. Files of one example must share their name up to its first dot" in str(error)
+
+
 def batches_of(stream, rank, positions=None, first=0):
     share = own_share(stream, "captioning", (rank, 2), 0)
     reader = StreamedBatches([share], [1.0], 2, lambda examples: {"levels": levels(examples)}, ranks=(rank, 2))

@@ -21,7 +21,7 @@ from transformers_upv2.data.file_patterns import expand_files
 
 Row = dict[str, Any]
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "image")
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "image")
 TEXT_FIELDS = ("txt", "caption", "captions", "text")
 ID_FIELDS = ("__key__", "image_id", "key", "id")
 # beside a shard's own fields: its name and the row's, why it breaks off, what paths of images start from
@@ -41,7 +41,7 @@ class ImageTextShards:
         files: The shards.
     """
 
-    def __init__(self, files: str | Sequence[str]) -> None:
+    def __init__(self, files: str | Path | Sequence[str | Path]) -> None:
         """List the shards.
 
         Args:
@@ -116,20 +116,23 @@ class StrictTarInfo(tarfile.TarInfo):
 
 
 def read_tar(file: str) -> Iterator[Row]:
-    """Yield ``{extension: bytes}`` for every group of files with one name."""
+    """Yield ``{extension: bytes}`` for every group of files with one name; hidden ones and a README are none."""
     row: Row = {}
     with fsspec.open(file, "rb") as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=StrictTarInfo) as archive:
         for member in archive:
-            if not member.isfile():
-                continue
             folder, _, name = member.name.rpartition("/")
-            stem, _, field = name.partition(".")
+            stem, _, extension = name.partition(".")
+            if not (member.isfile() and stem and extension):
+                continue
+            field = extension.lower()
             key = f"{folder}/{stem}" if folder else stem
             if row and row["__key__"] != key:
                 yield row
                 row = {}
             content = archive.extractfile(member)
-            row |= {"__key__": key, WHERE: f"{file}: {key}", field.lower(): content.read() if content else b""}
+            if field in row:
+                row[ERROR] = f"{file}: {key}: names must be unique in a shard, got {member.name} twice."
+            row |= {"__key__": key, WHERE: f"{file}: {key}", field: content.read() if content else b""}
     if row:
         yield row
 
@@ -181,16 +184,23 @@ def read_row(row: Mapping[str, Any]) -> CaptionExample:
     if isinstance(image, str) and FOLDER in row:
         image = Path(row[FOLDER]) / image
     if not isinstance(image, bytes | Path):
-        raise DataError(f"{where}: there must be an image in one of {list(IMAGE_FIELDS)}, got {sorted(row)}.")
+        raise DataError(f"{where}: there must be an image in one of {list(IMAGE_FIELDS)}, {_what_there_is(row)}")
     text = next((row[field] for field in TEXT_FIELDS if row.get(field)), "")
     captions = [_to_text(part, where).strip() for part in (text if isinstance(text, list) else [text])]
     if not any(captions):
-        raise DataError(f"{where}: there must be a text in one of {list(TEXT_FIELDS)}, got {sorted(row)}.")
+        raise DataError(f"{where}: there must be a text in one of {list(TEXT_FIELDS)}, {_what_there_is(row)}")
     return {
         "image": load_image(where, content=image) if isinstance(image, bytes) else load_image(image),
         "image_id": next((row[field] for field in ID_FIELDS if row.get(field) is not None), where),
         "captions": [caption for caption in captions if caption],
     }
+
+
+def _what_there_is(row: Row) -> str:
+    filled = sorted(field for field, value in row.items() if value and field not in (WHERE, FOLDER, "__key__"))
+    if FOLDER in row:
+        return f"got only {filled} with a content. Rename the column."
+    return f"got {filled}. Files of one example must share their name up to its first dot and follow one another."
 
 
 def _read_json_field(row: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -202,12 +212,14 @@ def _read_json_field(row: Mapping[str, Any], where: str) -> dict[str, Any]:
         values = json.loads(content)
     except ValueError as error:
         raise DataError(f"{where}: `json` must be JSON, but got: {error}.") from error
+    if isinstance(values, list):
+        return {"captions": values}
     return values if isinstance(values, dict) else {}
 
 
 def _to_text(value: Any, where: str) -> str:
     try:
-        text = value.decode("utf-8") if isinstance(value, bytes) else value
+        text = value.decode("utf-8-sig") if isinstance(value, bytes) else value
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: a text must be UTF-8, got {error}.") from error
     if not isinstance(text, str):
