@@ -1,14 +1,18 @@
 """Read classification data from a folder with one sub-folder of images per class, as ImageNet's."""
 
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from torch.utils.data import Dataset
 
 from transformers_upv2.data.examples import ClassificationExample, DataError, load_image
-from transformers_upv2.data.json_files import read_json
+from transformers_upv2.data.json_files import read_any_json, require_keys
 from transformers_upv2.model.candidates import shorten
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
 
 
 class ImageFolder(Dataset[ClassificationExample]):
@@ -22,8 +26,10 @@ class ImageFolder(Dataset[ClassificationExample]):
         """List the images.
 
         Args:
-            folder: Holds one sub-folder per class; images may lie deeper inside.
-            classes_file: Order and names of the classes. Either JSON ``{sub-folder: name}``, or a
+            folder: Holds one sub-folder per class; images may lie deeper inside, and links are followed. What
+                is hidden, with a name that starts with a dot, does not count.
+            classes_file: Order and names of the classes. Either JSON ``{sub-folder: name}``, a list of
+                sub-folders or ``{index: [sub-folder, name]}``; or a
                 text file with one class a line: a sub-folder, optionally followed by white space
                 and a name (as in ImageNet's ``LOC_synset_mapping.txt``). Without it the sub-folders
                 are the names, in alphabetical order.
@@ -35,9 +41,11 @@ class ImageFolder(Dataset[ClassificationExample]):
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise DataError(f"{folder}: `folder` must be a folder with one sub-folder per class.")
-        found = sorted(path.name for path in self.folder.iterdir() if path.is_dir())
+        found = sorted(path.name for path in self.folder.iterdir() if path.is_dir() and path.name[0] != ".")
         if not found:
             raise DataError(f"{folder}: there must be one sub-folder per class, got none.")
+        if SPLIT_NAMES.issuperset(found):
+            raise DataError(f"{folder}: its sub-folders must be classes, got the splits {found}. Name one of these.")
         names = {name: name for name in found}
         if classes_file is not None:
             names = read_class_names(Path(classes_file), found)
@@ -45,7 +53,7 @@ class ImageFolder(Dataset[ClassificationExample]):
                 raise DataError(
                     f"{classes_file}: the classes must be the sub-folders of {folder}; only in the file: "
                     f"{shorten(sorted(set(names) - set(found)))}, only in the folder: "
-                    f"{shorten(sorted(set(found) - set(names)))}."
+                    f"{shorten(sorted(set(found) - set(names)))}. Let the file name just those that there are."
                 )
         self.class_names = list(names.values())
         self._samples = [(path, label) for label, name in enumerate(names) for path in self._list_images(name)]
@@ -60,11 +68,22 @@ class ImageFolder(Dataset[ClassificationExample]):
 
     def _list_images(self, class_folder: str) -> list[Path]:
         paths = sorted(
-            path for path in (self.folder / class_folder).rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES
+            path for path in walk_files(self.folder / class_folder) if path.suffix.lower() in IMAGE_SUFFIXES
         )
         if not paths:
             raise DataError(f"{self.folder / class_folder}: a class must have at least one image, got none.")
         return paths
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder and those below that are not hidden; links are followed, but in no circle."""
+    entered = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in entered else [name for name in folders if name[0] != "."]
+        if real not in entered:
+            yield from (Path(place, name) for name in files if name[0] != ".")
+        entered.add(real)
 
 
 def read_class_names(path: Path, folders: list[str]) -> dict[str, str]:
@@ -73,13 +92,38 @@ def read_class_names(path: Path, folders: list[str]) -> dict[str, str]:
     Args:
         path: The classes file, JSON or text.
         folders: The sub-folders that exist: a line that is one of them has no separate name.
+
+    Raises:
+        DataError: If the file is missing or malformed, names a sub-folder twice or gives one no name.
     """
-    if path.suffix == ".json":
-        return {folder: str(name) for folder, name in read_json(path).items()}
+    names: dict[str, str] = {}
+    for folder, name in _read_pairs_json(path) if path.suffix == ".json" else _read_pairs_text(path, folders):
+        if not isinstance(folder, str) or not isinstance(name, str) or not name.strip():
+            raise DataError(f"{path}: a sub-folder must have a text as its name, got {name!r} for {folder!r}.")
+        if folder in names:
+            raise DataError(f"{path}: each sub-folder must be named once, got {folder!r} twice.")
+        names[folder] = name
+    return names
+
+
+def _read_pairs_json(path: Path) -> Iterable[tuple[Any, Any]]:
+    """Return sub-folders and names of ``{sub-folder: name}``, ``[sub-folder]`` or ``{index: [sub-folder, name]}``."""
+    content = read_any_json(path)
+    if isinstance(content, list):
+        return [(folder, folder) for folder in content]
+    pairs = list(require_keys(content, (), f"{path}: the content").items())
+    if all(isinstance(value, list) and len(value) == 2 for _, value in pairs):
+        return [(folder, name) for _, (folder, name) in pairs]
+    return pairs
+
+
+def _read_pairs_text(path: Path, folders: list[str]) -> Iterator[tuple[str, str]]:
     if not path.is_file():
         raise DataError(f"{path}: the classes file must exist, but there is none.")
-    names: dict[str, str] = {}
-    for line in filter(None, map(str.strip, path.read_text(encoding="utf-8").splitlines())):
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: the classes file must be UTF-8, got: {error}.") from error
+    for line in filter(None, map(str.strip, lines)):
         folder, *name = [line] if line in folders else line.split(maxsplit=1)
-        names[folder] = name[0] if name else folder
-    return names
+        yield folder, name[0] if name else folder

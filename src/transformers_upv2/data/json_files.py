@@ -14,13 +14,21 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If the file is missing, is not JSON or holds something else.
     """
+    return dict(require_keys(read_any_json(path), (), f"{path}: the content"))
+
+
+def read_any_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DataError: If the file is missing or is not JSON.
+    """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: the annotation file must exist, but there is none.") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: the annotation file must be JSON, but got: {error}.") from error
-    return dict(require_keys(content, (), f"{path}: the content"))
 
 
 def require_keys(item: object, keys: tuple[str, ...], where: str) -> Mapping[str, Any]:
