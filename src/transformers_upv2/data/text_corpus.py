@@ -1,5 +1,7 @@
 """Read text files with one document a line, for language modeling."""
 
+import codecs
+import json
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -9,6 +11,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from transformers_upv2.data.examples import DataError, TextExample
+from transformers_upv2.data.file_patterns import expand_files
+
+JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+"""How files of gzip, bzip2, xz and zstd begin."""
+HEAD_BYTES = 1024
 
 
 class TextCorpus(Dataset[TextExample]):
@@ -24,13 +32,13 @@ class TextCorpus(Dataset[TextExample]):
         """Find the lines.
 
         Args:
-            files: One text file or several.
+            files: Text files or patterns such as ``"wiki/*.txt"``, one or several. A line of a ``.jsonl`` file is a
+                JSON object whose ``text`` is the document.
 
         Raises:
-            DataError: If a file is missing or no line has text.
+            DataError: If a file is missing or is no plain text, or no line has text.
         """
-        paths = [files] if isinstance(files, str | Path) else files
-        self.files = [Path(path) for path in paths]
+        self.files = [Path(path) for path in expand_files(files, "text file")]
         self.num_skipped = 0
         self._offsets = [self._find_lines(path) for path in self.files]
         self._ends = list(accumulate(len(offsets) for offsets in self._offsets))
@@ -46,24 +54,48 @@ class TextCorpus(Dataset[TextExample]):
         number = bisect_right(self._ends, index)
         offsets = self._offsets[number]
         offset = int(offsets[index - self._ends[number]])  # negative: counted from the end
-        with self.files[number].open("rb") as file:
+        path = self.files[number]
+        with path.open("rb") as file:
             file.seek(offset)
             line = file.readline()
+        where = f"{path}: the line at byte {offset}"
         try:
-            return {"text": line.decode("utf-8").strip()}
+            text = line.decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.files[number]}: the line at byte {offset} must be UTF-8, got {error}.") from error
+            raise DataError(f"{where} must be UTF-8, got {error}.") from error
+        return {"text": _text_of_json(text, where) if path.suffix in JSON_SUFFIXES else text}
 
     def _find_lines(self, path: Path) -> np.ndarray:
         """Return where each line with text starts, ``(lines,)`` in bytes."""
-        if not path.is_file():
-            raise DataError(f"{path}: the text file must exist, but there is none.")
         starts, position = [], 0
         with path.open("rb") as file:
+            _require_text(file.read(HEAD_BYTES), path)
+            file.seek(0)
             for line in file:
-                if line.strip():
-                    starts.append(position)
+                text = line if position else line.removeprefix(codecs.BOM_UTF8)
+                if text.strip():
+                    starts.append(position + len(line) - len(text))
                 else:
                     self.num_skipped += 1
                 position += len(line)
         return np.array(starts, dtype=np.int64)
+
+
+def _require_text(head: bytes, path: Path) -> None:
+    if head.startswith(PACKED) or b"\0" in head:
+        raise DataError(
+            f"{path}: the text file must be plain text in UTF-8, got one that begins with {head[:8]!r}. Unpack it, or "
+            "save it as UTF-8."
+        )
+
+
+def _text_of_json(line: str, where: str) -> str:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} must be a JSON object, as in all of a `.jsonl` file, but got: {error}.") from error
+    text = content.get("text") if isinstance(content, dict) else None
+    if not isinstance(text, str) or not text.strip():
+        found = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"{where} must be a JSON object with words in `text`, got {found}.")
+    return text.strip()
