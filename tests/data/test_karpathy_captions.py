@@ -86,8 +86,11 @@ def test_test_images_are_kept_out_of_detection(tmp_path, split_file):
 
 
 def test_malformed_files_are_named(tmp_path, split_file):
-    with pytest.raises(DataError, match=r"images in the splits \['testing'\], got none"):
-        KarpathyCaptions(split_file, tmp_path, ["testing"])
+    for wrong in ("testing", ["val", "testing"]):
+        with pytest.raises(DataError, match=r"must be some of \['restval', .* 'val'\], got \['testing'\]"):
+            KarpathyCaptions(split_file, tmp_path, wrong)
+        with pytest.raises(DataError, match=r"got \['testing'\]"):
+            karpathy_image_ids(split_file, wrong)
     file = tmp_path / "bad.json"
     good = {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "x"}], "cocoid": 1}
     for bad, message in (
@@ -97,6 +100,8 @@ def test_malformed_files_are_named(tmp_path, split_file):
         ({**good, "cocoid": [1]}, r"images\[0\] must have .* with an integer, got \[1\]"),
         ({**good, "filename": 7}, r"images\[0\]: `filename` must be a text, got 7"),
         ({**good, "filepath": [7]}, r"images\[0\]: `filepath` must be a text, got \[7\]"),
+        ({**good, "split": ["train"]}, r"images\[0\]: `split` must be a text, got \['train'\]"),
+        ({**good, "split": "val"}, r"there must be images in the splits \('train', 'restval'\), got none"),
         ({**good, "sentences": 2}, r"images\[0\]: `sentences` must be a list, got int"),
         ({"filename": "a.jpg"}, r"missing \['split', 'sentences'\]"),
     ):
@@ -106,3 +111,20 @@ def test_malformed_files_are_named(tmp_path, split_file):
     file.write_text(json.dumps({"images": 1.5}))
     with pytest.raises(DataError, match=r"bad\.json: `images` must be a list, got float"):
         KarpathyCaptions(file, tmp_path)
+
+
+def test_one_split_may_be_given_by_its_name(split_file):
+    dataset = KarpathyCaptions(split_file, split_file.parent, "restval")
+    (example,) = [dataset[index] for index in range(len(dataset))]
+    assert example["image_id"] == 25  # and not also those of "val", a part of the word
+    assert karpathy_image_ids(split_file, "restval") == {25}
+
+
+def test_an_image_is_listed_once(split_file):
+    """Or captioning would be measured on one of its entries alone."""
+    content = json.loads(split_file.read_text())
+    content["images"].append(content["images"][0])
+    split_file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="an image must be listed once, with all its captions, got 9 twice"):
+        KarpathyCaptions(split_file, split_file.parent)
+    assert len(KarpathyCaptions(split_file, split_file.parent, ["val"])) == 1

@@ -3,6 +3,7 @@
 Format: the ``dataset_coco.json`` and ``dataset_flickr30k.json`` of https://cs.stanford.edu/people/karpathy/deepimagesent.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -27,22 +28,25 @@ class KarpathyCaptions(Dataset[CaptionExample]):
     """
 
     def __init__(
-        self, split_file: str | Path, image_folder: str | Path, splits: Collection[str] = TRAINING_SPLITS
+        self, split_file: str | Path, image_folder: str | Path, splits: str | Collection[str] = TRAINING_SPLITS
     ) -> None:
         """Read and check the file.
 
         Args:
             split_file: Karpathy's JSON file.
             image_folder: The folder of Flickr30k's images, or the one that holds COCO's image folders.
-            splits: Which splits to read: "train", "restval", "val", "test".
+            splits: Which splits to read, one or several: "train", "restval", "val", "test".
 
         Raises:
-            DataError: If the file is missing or malformed, or has no image in these splits.
+            DataError: If the file is missing or malformed, or has no image in these splits, or two of one id.
         """
         self.split_file, self.image_folder = Path(split_file), Path(image_folder)
-        self._images = [image for image in read_images(self.split_file) if image["split"] in splits]
+        self._images = select_splits(self.split_file, splits)
         if not self._images:
-            raise DataError(f"{split_file}: there must be images in the splits {list(splits)}, got none.")
+            raise DataError(f"{split_file}: there must be images in the splits {splits!r}, got none.")
+        id_, count = Counter(map(image_id_of, self._images)).most_common(1)[0]
+        if count > 1:
+            raise DataError(f"{split_file}: an image must be listed once, with all its captions, got {id_} twice.")
 
     def __len__(self) -> int:
         return len(self._images)
@@ -74,19 +78,33 @@ class KarpathyCaptions(Dataset[CaptionExample]):
         return next((path for path in paths if path.is_file()), paths[0])
 
 
-def karpathy_image_ids(split_file: str | Path, splits: Collection[str] = HELD_OUT_SPLITS) -> set[int]:
+def karpathy_image_ids(split_file: str | Path, splits: str | Collection[str] = HELD_OUT_SPLITS) -> set[int]:
     """Return the COCO ids of some splits, to keep their images out of other training data.
 
     COCO's train2017 holds most images of the test split, and it is what detection trains on.
 
     Args:
         split_file: ``dataset_coco.json``.
-        splits: Which splits.
+        splits: Which splits, one or several.
 
     Raises:
-        DataError: If the file is missing or malformed.
+        DataError: If the file is missing or malformed, or there is no such split.
     """
-    return {image_id_of(image) for image in read_images(Path(split_file)) if image["split"] in splits}
+    return set(map(image_id_of, select_splits(Path(split_file), splits)))
+
+
+def select_splits(split_file: Path, splits: str | Collection[str]) -> list[dict[str, Any]]:
+    """Return the entries of the images of some splits.
+
+    Raises:
+        DataError: If the file is missing or malformed, or knows no such split.
+    """
+    wanted = [splits] if isinstance(splits, str) else list(splits)
+    images = read_images(split_file)
+    known = {image["split"] for image in images}.union(TRAINING_SPLITS, HELD_OUT_SPLITS)
+    if unknown := [split for split in wanted if split not in known]:
+        raise DataError(f"{split_file}: `splits` must be some of {sorted(known)}, got {unknown}.")
+    return [image for image in images if image["split"] in wanted]
 
 
 def image_id_of(entry: dict[str, Any]) -> int:
@@ -105,7 +123,8 @@ def read_images(path: Path) -> list[dict[str, Any]]:
     for number, image in enumerate(require_list(content, "images", str(path))):
         where = f"{path}: images[{number}]"
         require_keys(image, ("filename", "split", "sentences"), where)
-        require_path(image, "filename", where)
+        for key in ("filename", "split"):
+            require_path(image, key, where)
         if image.get("filepath"):
             require_path(image, "filepath", where)
         if not isinstance(image_id_of(image), int):
