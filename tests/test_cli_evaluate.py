@@ -108,6 +108,25 @@ def test_model_is_asked_for_the_names_of_the_classes_not_of_the_folders(
     assert (named["classification/top1"], named["classification/top5"]) == (0.5, 1)  # one image in two classes
 
 
+def test_data_with_some_of_the_models_classes_does_not_make_its_choice_easier(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One image cannot be two classes to the same model, whichever of them the data has."""
+    model = UniPerceiverV2ForMultiTask.from_pretrained(model_folder)
+    processor = UniPerceiverV2Processor.from_pretrained(model_folder)
+    model.set_labels(COLORS, processor.tokenizer, label_set="classification")
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    top1 = []
+    for name in COLORS[:2]:
+        (tmp_path / name / name).mkdir(parents=True)
+        Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE)).save(tmp_path / name / name / "a.png")
+        arguments = ["evaluate", str(tmp_path / "model"), "--classification", str(tmp_path / name), "--json"]
+        assert cli.main(arguments) == 0
+        top1.append(json.loads(capsys.readouterr().out)["classification/top1"])
+    assert sum(top1) <= 1
+
+
 def test_boxes_alone_can_be_evaluated(run: Callable[..., str], instances: Path) -> None:
     metrics = json.loads(run("--detection", instances, instances.parent, "--json"))
     assert len(metrics) == 12
