@@ -12,7 +12,9 @@ from PIL import Image
 
 from source_files import ROOT
 from transformers_upv2.data.examples import DataError
+from transformers_upv2.data.image_folder import ImageFolder
 from transformers_upv2.recipes.building import build_trainer
+from transformers_upv2.recipes.data_checks import describe_images
 from transformers_upv2.recipes.dry_run import describe_run
 from transformers_upv2.recipes.recipe import read_recipe
 from transformers_upv2.recipes.run import main, run_script
@@ -251,3 +253,10 @@ def test_evaluation_after_training_does_not_fail(write, content, case):
     metrics = trainer.evaluate()
     assert metrics["eval_detection/box_ap"] >= 0
     assert ("eval_detection/mask_ap" in metrics) == (case != "boxes")
+
+
+def test_class_folders_are_described(tmp_path):
+    for place in ("cat/0.png", "cat/1.png", "dog/0.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / place)
+    assert [*describe_images("own", ImageFolder(tmp_path), 0)] == ["2 classes of 1 to 2 images: ['cat', 'dog']"]

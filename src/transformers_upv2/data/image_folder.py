@@ -61,6 +61,11 @@ class ImageFolder(Dataset[ClassificationExample]):
     def __len__(self) -> int:
         return len(self._samples)
 
+    @property
+    def labels(self) -> list[int]:
+        """The label of every image."""
+        return [label for _, label in self._samples]
+
     def __getitem__(self, index: int) -> ClassificationExample:
         path, label = self._samples[index]
         image_id = path.relative_to(self.folder).as_posix()

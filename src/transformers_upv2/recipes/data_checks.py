@@ -1,5 +1,6 @@
 """What can be known of a recipe's data before anything is spent: what would stop or spoil a run later on."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from transformers_upv2.data.class_names import ReorderedClasses
 from transformers_upv2.data.examples import BAD_SAMPLE_ERRORS, DataError, reason_of
 from transformers_upv2.evaluation.evaluator import Evaluator, match_class_names
+from transformers_upv2.model.candidates import shorten
 from transformers_upv2.training.arguments import UniPerceiverV2TrainingArguments
 from transformers_upv2.training.loader import datasets_of_task
 from transformers_upv2.training.streams import Stream, own_share
@@ -111,7 +113,7 @@ def unwrap(reader: Any) -> Any:
 
 
 def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
-    """Look for all image files and count masks.
+    """Look for all image files, and count masks and classes.
 
     Args:
         name: Of the data set, for the message.
@@ -137,6 +139,9 @@ def describe_images(name: str, reader: Any, max_missing: int) -> Iterator[str]:
             yield f"{len(found)} image files are missing, such as {found[0]}"
     if hasattr(reader, "num_masks"):
         yield f"{reader.num_masks} of {reader.num_objects} objects have masks"
+    if hasattr(reader, "labels"):
+        counts = Counter(reader.labels).values()
+        yield f"{len(counts)} classes of {min(counts)} to {max(counts)} images: {shorten(reader.class_names)}"
 
 
 def _check_objects(task: str, members: Mapping[str, Any]) -> None:
