@@ -38,3 +38,5 @@ def test_patterns_name_existing_files_each_once(tmp_path):
     for missing in ("a/{0..2}.txt", "c/*.txt", "a", "none.txt"):
         with pytest.raises(DataError, match=r": the text file must exist, but there is none\. Give a file"):
             found(missing)
+    with pytest.raises(DataError, match=r"an address must name one text file, or several by braces such as \{000\.\."):
+        expand_files("https://host/*.txt", "text file")

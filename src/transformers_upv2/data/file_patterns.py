@@ -50,11 +50,13 @@ def _count(first: str, last: str) -> list[str]:
 
 
 def _find(name: str, what: str) -> list[str]:
-    if "://" in name:
+    if "://" in name and "*" in name:
+        raise DataError(
+            f"{name}: an address must name one {what}, or several by braces such as {{000..123}}, got `*`."
+        )
+    if "://" in name or Path(name).is_file():
         return [name]
     found = sorted(path for path in glob(name, recursive=True) if Path(path).is_file())
-    if Path(name).is_file():
-        found = [name]
     if not found:
         raise DataError(f"{name}: the {what} must exist, but there is none. Give a file, an address or a pattern.")
     return found

@@ -199,7 +199,7 @@ def read_row(row: Mapping[str, Any]) -> CaptionExample:
 def _what_there_is(row: Row) -> str:
     filled = sorted(field for field, value in row.items() if value and field not in (WHERE, FOLDER, "__key__"))
     if FOLDER in row:
-        return f"got only {filled} with a content. Rename the column."
+        return f"got only {filled} with a content. Fill the column, or rename it."
     return f"got {filled}. Files of one example must share their name up to its first dot and follow one another."
 
 
