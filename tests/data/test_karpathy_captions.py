@@ -59,6 +59,8 @@ def test_flickr_has_neither_folders_nor_ids_of_coco(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "1000.jpg")
     image = {"filename": "1000.jpg", "imgid": 4, "split": "test", "sentences": [{"raw": "a dog"}]}
     (tmp_path / "flickr.json").write_text(json.dumps({"images": [image]}))
+    with pytest.raises(DataError, match=r"flickr\.json: it must be the split file of COCO"):
+        karpathy_image_ids(tmp_path / "flickr.json")
     (example,) = [KarpathyCaptions(tmp_path / "flickr.json", tmp_path, ["test"])[0]]
     assert (example["image_id"], example["captions"]) == (4, ["a dog"])
 

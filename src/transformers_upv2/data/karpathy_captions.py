@@ -88,9 +88,12 @@ def karpathy_image_ids(split_file: str | Path, splits: str | Collection[str] = H
         splits: Which splits, one or several.
 
     Raises:
-        DataError: If the file is missing or malformed, or there is no such split.
+        DataError: If the file is missing, malformed or not of COCO, or there is no such split.
     """
-    return set(map(image_id_of, select_splits(Path(split_file), splits)))
+    images = select_splits(Path(split_file), splits)
+    if any("cocoid" not in image for image in images):
+        raise DataError(f"{split_file}: it must be the split file of COCO, whose images have a `cocoid`, got another.")
+    return set(map(image_id_of, images))
 
 
 def select_splits(split_file: Path, splits: str | Collection[str]) -> list[dict[str, Any]]:
