@@ -180,6 +180,7 @@ def test_files_are_one_pattern_or_a_list_of_paths_and_addresses(tmp_path):
     corpus = open_reader({"reader": "text_corpus", "files": ["a.txt", str(tmp_path / "b.txt")], "weight": 2}, tmp_path)
     assert [corpus[i]["text"] for i in range(2)] == ["a", "b"]
     address = "https://example.org/shards/0.tar"
+    (tmp_path / "1.tar").touch()
     for files, expected in (
         (address, [address]),
         ([address, "1.tar"], [address, str(tmp_path / "1.tar")]),
