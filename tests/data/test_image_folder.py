@@ -1,3 +1,4 @@
+import logging
 import os
 
 import pytest
@@ -79,7 +80,7 @@ def test_classes_files_of_other_kinds(folder, tmp_path, name, content, names):
         ("c.json", b'{"n01": "a", "n02": null}', "as its name, got None for 'n02'"),
         ("c.json", b'{"n01": "a", "n02": " "}', "as its name, got ' ' for 'n02'"),
         ("c.json", b'[["n01", "a"]]', "must have a text as its name"),
-        ("c.json", b'["tench", "cock"]', r"only in the file: \['cock', 'tench'\].* Let the file name just those"),
+        ("c.json", b'["tench", "cock"]', r"every sub-folder .* must be named, \['n01', 'n02'\] are not"),
         ("c.json", b"3", r"c\.json: the content must be a JSON object, got int"),
         ("c.txt", b"n01 a\nn01 b\nn02 c", r"c\.txt: each sub-folder must be named once, got 'n01' twice"),
         ("c.txt", b"n01 caf\xe9\nn02 b", r"c\.txt: the classes file must be UTF-8, got: .* position 7"),
@@ -89,3 +90,15 @@ def test_malformed_classes_files_are_named(folder, tmp_path, name, content, mess
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         ImageFolder(folder, tmp_path / name)
+
+
+def test_part_of_the_classes_may_be_there_and_is_told(folder, tmp_path, caplog):
+    (tmp_path / "c.txt").write_text("n03 shark\nn02 tench\nn00 nothing\nn01 cock\n")
+    logging.getLogger("transformers_upv2").addHandler(caplog.handler)
+    try:
+        dataset = ImageFolder(folder, tmp_path / "c.txt")
+    finally:
+        logging.getLogger("transformers_upv2").removeHandler(caplog.handler)
+    assert (dataset.class_names, dataset.labels) == (["tench", "cock"], [0, 1])
+    assert "2 of the 4 classes" in caplog.text
+    assert "['n00', 'n03']" in caplog.text

@@ -393,7 +393,7 @@ def test_classes_file_orders_and_names(class_folders, tmp_path, name, content, e
 
 def test_image_folder_errors(class_folders, tmp_path):
     (tmp_path / "c.txt").write_text("n02\nn03\n")
-    with pytest.raises(DataError, match=r"only in the file: \['n03'\], only in .*: \['n01'\]"):
+    with pytest.raises(DataError, match=r"c\.txt: every sub-folder of .* must be named, \['n01'\] are not"):
         ImageFolder(class_folders, tmp_path / "c.txt")
     with pytest.raises(DataError, match=r"none\.txt: the classes file must exist"):
         ImageFolder(class_folders, tmp_path / "none.txt")

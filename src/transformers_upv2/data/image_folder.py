@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from transformers_upv2.data.examples import ClassificationExample, DataError, load_image
 from transformers_upv2.data.json_files import read_any_json, require_keys
 from transformers_upv2.model.candidates import shorten
+
+logger = logging.get_logger(__name__)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test"})
@@ -28,15 +31,15 @@ class ImageFolder(Dataset[ClassificationExample]):
         Args:
             folder: Holds one sub-folder per class; images may lie deeper inside, and links are followed. What
                 is hidden, with a name that starts with a dot, does not count.
-            classes_file: Order and names of the classes. Either JSON ``{sub-folder: name}``, a list of
-                sub-folders or ``{index: [sub-folder, name]}``; or a
-                text file with one class a line: a sub-folder, optionally followed by white space
-                and a name (as in ImageNet's ``LOC_synset_mapping.txt``). Without it the sub-folders
-                are the names, in alphabetical order.
+            classes_file: Order and names of the classes; those without a sub-folder do not count.
+                Either JSON ``{sub-folder: name}``, a list of sub-folders or
+                ``{index: [sub-folder, name]}``; or a text file with one class a line: a sub-folder,
+                optionally followed by white space and a name (as in ImageNet's
+                ``LOC_synset_mapping.txt``). Without it the sub-folders are the names, in
+                alphabetical order.
 
         Raises:
-            DataError: If the folder holds no classes, a class no images, or the two lists of
-                classes differ.
+            DataError: If the folder holds no classes, a class no images, or a sub-folder has no name.
         """
         self.folder = Path(folder)
         if not self.folder.is_dir():
@@ -48,13 +51,18 @@ class ImageFolder(Dataset[ClassificationExample]):
             raise DataError(f"{folder}: its sub-folders must be classes, got the splits {found}. Name one of these.")
         names = {name: name for name in found}
         if classes_file is not None:
-            names = read_class_names(Path(classes_file), found)
-            if set(names) != set(found):
+            named = read_class_names(Path(classes_file), found)
+            if unnamed := sorted(set(found) - set(named)):
                 raise DataError(
-                    f"{classes_file}: the classes must be the sub-folders of {folder}; only in the file: "
-                    f"{shorten(sorted(set(names) - set(found)))}, only in the folder: "
-                    f"{shorten(sorted(set(found) - set(names)))}. Let the file name just those that there are."
+                    f"{classes_file}: every sub-folder of {folder} must be named, {shorten(unnamed)} are not. Name "
+                    "them, or move them elsewhere."
                 )
+            if absent := sorted(set(named) - set(found)):  # part of ImageNet with the names of all of it
+                logger.warning(
+                    f"{folder}: {len(found)} of the {len(named)} classes of {classes_file} are there and count, not "
+                    f"{shorten(absent)}."
+                )
+            names = {name: named[name] for name in named if name in found}
         self.class_names = list(names.values())
         self._samples = [(path, label) for label, name in enumerate(names) for path in self._list_images(name)]
 
