@@ -36,8 +36,8 @@ format: $(READY)  ## rewrite the files in the one style
 test: $(READY)  ## all tests, the slow ones as well
 	$(BIN)/python -m pytest -m ''
 
-test-fast: $(READY)  ## the tests that take less than a few seconds each
-	$(BIN)/python -m pytest
+test-fast: $(READY)  ## the tests that take less than a few seconds each, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-transformers: $(READY)  ## transformers' own common tests over our classes (fetches its sdist, some minutes)
 	$(BIN)/python -m pip install --quiet --editable '.[suite]'
