@@ -21,6 +21,7 @@ from transformers_upv2 import UniPerceiverV2ForMultiTask, UniPerceiverV2Processo
 from transformers_upv2.data.demo_world import World
 from transformers_upv2.model.distributed import leave_together
 from transformers_upv2.studies.perceived import EncodedImages, perceive_all, wait
+from transformers_upv2.studies.start import run_stage as train_stage
 from transformers_upv2.studies.world_model import (
     ColoredObjects,
     build_model,
@@ -31,7 +32,6 @@ from transformers_upv2.studies.world_model import (
     prepare_world,
     training_arguments,
 )
-from transformers_upv2.training.checkpoints import newest_checkpoint
 
 STAGES = {
     "text": {
@@ -58,9 +58,7 @@ def run_stage(trainer: UniPerceiverV2Trainer, folder: Path) -> None:
     begun = folder / "begun"
     if not begun.exists():
         begun.touch()  # its time survives an interruption
-    checkpoint = newest_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(folder / "final"))
+    train_stage(trainer, folder)
     if trainer.is_world_process_zero():
         record = {"seconds": round(time.time() - begun.stat().st_mtime), "log_history": trainer.state.log_history}
         (folder / "history.json").write_text(json.dumps(record))

@@ -2,13 +2,13 @@
 
 import json
 import resource
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from outside_data import COCO, NEEDS_COCO
 from transformers_upv2.data.coco_detection import CocoDetection
 from transformers_upv2.data.examples import DataError
 from transformers_upv2.data.image_captions import ImageCaptions
@@ -19,7 +19,6 @@ from transformers_upv2.model.coco_masks import MAX_COORDINATE
 NULL = object()
 """Null in the file, where None means that the field is removed."""
 SQUARE = [2.0, 2.0, 6.0, 2.0, 6.0, 6.0, 2.0, 6.0]
-COCO_SMALL = Path(__file__).parents[3] / "shared" / "data" / "coco_small"
 
 
 @pytest.fixture
@@ -294,10 +293,10 @@ def test_coco_exif_frame_is_the_files_own(tmp_path, coco):
     assert read(tmp_path, coco)[0]["image"].size == (8, 10)
 
 
-@pytest.mark.skipif(not COCO_SMALL.exists(), reason="needs the shared COCO photographs")
+@pytest.mark.skipif(not COCO.is_dir(), reason=NEEDS_COCO)
 def test_real_coco_files_are_read_as_they_are():
-    images = COCO_SMALL / "images" / "train2017"
-    dataset = CocoDetection(COCO_SMALL / "annotations" / "instances_train2017.json", images)
+    images = COCO / "images" / "train2017"
+    dataset = CocoDetection(COCO / "annotations" / "instances_train2017.json", images)
     assert (len(dataset), len(dataset.class_names), max(dataset.category_ids)) == (160, 80, 90)
     for index in range(0, 160, 8):
         example = dataset[index]
@@ -305,7 +304,7 @@ def test_real_coco_files_are_read_as_they_are():
             x + w <= example["image"].width + 1e-6 and y + h <= example["image"].height + 1e-6
             for x, y, w, h in (annotation["bbox"] for annotation in example["annotations"])
         )
-    captions = ImageCaptions(COCO_SMALL / "annotations" / "captions_train2017.json", images)
+    captions = ImageCaptions(COCO / "annotations" / "captions_train2017.json", images)
     assert len(captions[0]["captions"]) == 5
     assert len(captions) + captions.num_skipped in (80, 160)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from outside_data import COCO, NEEDS_COCO
 from transformers_upv2.evaluation.caption_tokenizer import tokenize_caption
 
 # Caption -> what Stanford's PTBTokenizer 3.4.1 makes of it, written by scripts/make_ptb_fixture.py.
 STANFORD = json.loads((Path(__file__).parent / "ptb_captions.json").read_text(encoding="utf-8"))
-COCO_CAPTIONS = Path(__file__).parents[3] / "shared/data/coco_small/annotations/captions_train2017.json"
+COCO_CAPTIONS = COCO / "annotations" / "captions_train2017.json"
 
 
 def test_equals_stanford():
@@ -38,7 +39,7 @@ def test_some_captions_in_words():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("java") is None or not COCO_CAPTIONS.exists(), reason="needs Java and captions")
+@pytest.mark.skipif(shutil.which("java") is None or not COCO_CAPTIONS.exists(), reason=f"needs Java; {NEEDS_COCO}")
 def test_equals_stanford_on_coco_captions(monkeypatch):
     monkeypatch.setitem(os.environ, "JAVA_TOOL_OPTIONS", "-Dfile.encoding=UTF-8")
     annotations = json.loads(COCO_CAPTIONS.read_text())["annotations"]

@@ -19,10 +19,10 @@ from maskdino_checkpoint import (
     official_swin,
     official_swin_large,
 )
+from outside_data import MASKDINO_NAMES, NEEDS_MASKDINO_NAMES
 from transformers_upv2 import UniPerceiverV2Config, UniPerceiverV2ImageProcessor, UniPerceiverV2Model
 
 ROOT = Path(__file__).resolve().parents[2]
-NAME_LISTS = ROOT / "../shared/reference"
 
 specification = importlib.util.spec_from_file_location("convert_maskdino", ROOT / "scripts" / "convert_maskdino.py")
 script = importlib.util.module_from_spec(specification)
@@ -44,10 +44,10 @@ def places(official):
     return script.empty_places(script.read_config(official))[1]
 
 
-@pytest.mark.skipif(not NAME_LISTS.is_dir(), reason="the lists of official names are not part of the repository")
+@pytest.mark.skipif(not MASKDINO_NAMES.is_dir(), reason=NEEDS_MASKDINO_NAMES)
 @pytest.mark.parametrize(("build", "file"), [(official_resnet50, "r50"), (official_swin_large, "swinl")])
 def test_the_checkpoints_of_these_tests_have_the_official_names_and_shapes(build, file):
-    listed = json.loads((NAME_LISTS / f"maskdino_keys_{file}.json").read_text())["tensors"]
+    listed = json.loads((MASKDINO_NAMES / f"maskdino_keys_{file}.json").read_text())["tensors"]
     assert {name: list(value.shape) for name, value in build().items()} == listed
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaTokenizer
 
+from outside_data import COCO, NEEDS_COCO
 from transformers_upv2 import (
     UniPerceiverV2Config,
     UniPerceiverV2ForMultiTask,
@@ -22,7 +23,6 @@ from transformers_upv2 import (
 from transformers_upv2.data.examples import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
-PHOTOGRAPHS = ROOT / "../shared/data/coco_small"
 
 specification = importlib.util.spec_from_file_location("finetune_coco", ROOT / "scripts" / "finetune_coco.py")
 finetune_coco = importlib.util.module_from_spec(specification)
@@ -201,12 +201,12 @@ def test_bad_annotations_are_named(checkpoint, photographs, change, message):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs the photographs of the shared folder")
+@pytest.mark.skipif(not COCO.is_dir(), reason=NEEDS_COCO)
 def test_real_photographs(checkpoint, tmp_path):
     finetune_coco.main(
         [
-            *("--checkpoint", str(checkpoint), "--images", str(PHOTOGRAPHS / "images/train2017")),
-            *("--annotations", str(PHOTOGRAPHS / "annotations/instances_train2017.json")),
+            *("--checkpoint", str(checkpoint), "--images", str(COCO / "images/train2017")),
+            *("--annotations", str(COCO / "annotations/instances_train2017.json")),
             *("--out", str(tmp_path), "--limit", "4", *SMALL_RUN),
         ]
     )
